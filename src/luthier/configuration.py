@@ -1,0 +1,137 @@
+"""Parameters as pydantic models: unknown keys are errors, and all errors are told at once in the user's words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from luthier.errors import UserError, did_you_mean
+
+
+class Parameters(BaseModel):
+    """Base of every block of parameters: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelParameters(Parameters):
+    """The model to start from."""
+
+    base: str
+    """`packaged:smollm2-135m-instruct`, a hub id such as `Qwen/Qwen3-0.6B`, a local folder, or `tiny:llama` (random)."""
+    revision: str | None = None
+    """Commit or tag of a hub id: name one, or tomorrow's model may be another one."""
+
+
+class FolderParameters(Parameters):
+    """Where the project stands and where it keeps what is no catalog entry. Absolute paths."""
+
+    root: str
+    """The project's root, from which relative paths in parameters begin."""
+    base_models: str
+    """Base models that are built here: the packaged one in safetensors, the tiny one."""
+    work: str
+    """Unfinished and finished training jobs, each under the fingerprint of all that decides its result."""
+
+    def locate(self, path: str) -> str:
+        """Make a relative path absolute; URIs and absolute paths stay."""
+        return path if "://" in path else str(Path(self.root, Path(path).expanduser()))
+
+
+class DataParameters(Parameters):
+    """Where the messages are and how a row becomes a conversation: the block to change for your own data."""
+
+    path: str
+    """A file: local (relative to the project) or any fsspec URI."""
+    format: str = Field(default="auto", pattern="^(auto|jsonl|csv|parquet)$")
+    """`auto` goes by the file's ending."""
+    id: str | None = None
+    """Column that identifies a row; null numbers them by content."""
+    system: str | None = None
+    """System prompt, the same for every conversation; null leaves the model's own default."""
+    user: str
+    """Jinja template over the row's columns: what the user says."""
+    assistant: str
+    """Jinja template over the row's columns: the answer to learn. The filter `json` writes compact JSON."""
+    answer_schema: str | None = None
+    """Path of a JSON Schema that each answer must satisfy; null if the answers are plain text or labels."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Read only the first rows; null reads all."""
+
+
+def _lines_of_keys(file: Path) -> dict[tuple[str, ...], int]:
+    """Map each key path of a YAML file to its line, counted from 1."""
+    lines: dict[tuple[str, ...], int] = {}
+
+    def walk(node: yaml.Node | None, path: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*path, str(key.value))] = key.start_mark.line + 1
+                walk(value, (*path, str(key.value)))
+
+    walk(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())
+    return lines
+
+
+def _origin(path: tuple[str, ...], folders: list[Path]) -> str:
+    """Say which file and line set the key, the last overlay first; `--params` where no file does."""
+    for folder in folders:
+        for file in sorted(folder.glob("**/parameters*.yml")):
+            line = _lines_of_keys(file).get(path)
+            if line is not None:
+                return f"{file.parent.name}/{file.name}:{line}"
+    return "--params"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields that stand beside the last element of `path`."""
+    current: type[BaseModel] = model
+    for part in path[:-1]:
+        field = current.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        current = field.annotation
+    return list(current.model_fields)
+
+
+def validate_parameters(values: Mapping[str, Any], models: Mapping[str, type[BaseModel]], folders: list[Path]) -> None:
+    """Check every block of parameters and raise one error that names all problems.
+
+    Args:
+        values: the merged parameters, one top-level key a block (`seed` is a plain integer).
+        models: the pydantic model of each block.
+        folders: the configuration folders, the strongest first, where the origin of a key is looked up.
+
+    Raises:
+        UserError: with one line a problem: file, line, key, what is wrong, what is allowed.
+    """
+    problems = []
+
+    def where(path: tuple[Any, ...]) -> str:
+        names = tuple(str(part) for part in path)
+        return f"{_origin(names, folders)}  {'.'.join(names)}"
+
+    for name in values:
+        if name not in models and name != "seed":
+            problems.append(f"{where((name,))}: unknown block{did_you_mean(name, [*models, 'seed'])}")
+    if not isinstance(values.get("seed"), int) or isinstance(values.get("seed"), bool):
+        problems.append(f"{where(('seed',))}: must be a whole number, not {values.get('seed')!r}")
+    for name, model in models.items():
+        try:
+            model.model_validate(values.get(name) or {})
+        except ValidationError as error:
+            for detail in error.errors():
+                path = (name, *detail["loc"])
+                if detail["type"] == "extra_forbidden":
+                    known = _known_keys(model, detail["loc"])
+                    hint = did_you_mean(str(path[-1]), known) or f" (known keys: {', '.join(known)})"
+                    problems.append(f"{where(path)}: unknown key{hint}")
+                elif detail["type"] == "missing":
+                    problems.append(f"{'.'.join(map(str, path))}: is missing")
+                else:
+                    message = detail["msg"][0].lower() + detail["msg"][1:]
+                    problems.append(f"{where(path)}: {message}, not {detail['input']!r}")
+    if problems:
+        raise UserError("The configuration has errors; nothing was run.\n  " + "\n  ".join(problems))

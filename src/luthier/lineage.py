@@ -1,0 +1,111 @@
+"""What a run stood on: the git commit and local changes, and data sets with their digests."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.data.dataset import Dataset
+from mlflow.data.dataset_source import DatasetSource
+
+UNKNOWN = "unknown"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what git prints, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True)  # noqa: S607
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit(root: Path) -> str:
+    """Return the commit that is checked out; `unknown` without git, as in a ZIP or a container."""
+    return _git(root, "rev-parse", "HEAD") or UNKNOWN
+
+
+def local_changes(root: Path) -> str:
+    """Return the difference of tracked files to the commit; empty if there is none or no git."""
+    return _git(root, "diff", "HEAD", "--", ".", ":(exclude)data/01_raw") or ""
+
+
+def environment(run_params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags that kedro-mlflow leaves out: environment, parameters of the command line, Python and system."""
+    return {
+        "luthier.env": str(run_params.get("env") or "base"),
+        "luthier.runtime_params": str(run_params.get("runtime_params") or {}),
+        "luthier.python": platform.python_version(),
+        "luthier.system": platform.platform(),
+    }
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested parameters, pydantic models included, as one level of dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if hasattr(values, "model_dump"):
+        values = values.model_dump()
+    if not isinstance(values, Mapping):
+        return {prefix.rstrip("."): values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+class FolderSource(DatasetSource):
+    """Where a folder of ours lies."""
+
+    def __init__(self, folder: str) -> None:
+        """Remember the folder."""
+        self.folder = folder
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "luthier_folder"
+
+    def load(self) -> str:
+        """Return the folder."""
+        return self.folder
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> "FolderSource":
+        return cls(str(raw_source))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"uri": self.folder}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[str, Any]) -> "FolderSource":
+        """Read the JSON form."""
+        return cls(source_dict["uri"])
+
+
+class FolderInput(Dataset):
+    """A folder with a manifest as an MLflow input: a reference and its digest, never a copy."""
+
+    def __init__(self, name: str, folder: Path, sha256: str) -> None:
+        """Describe the folder.
+
+        Args:
+            name: the catalog's name.
+            folder: where it lies.
+            sha256: root hash of its manifest; MLflow shows the first 36 characters.
+        """
+        super().__init__(source=FolderSource(str(folder)), name=name, digest=sha256[:36])
+
+    def _compute_digest(self) -> str:
+        return self._digest
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the JSON form."""
+        return {**super().to_dict(), "profile": "{}", "schema": "{}"}

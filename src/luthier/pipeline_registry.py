@@ -1,0 +1,29 @@
+"""The project's pipelines and their parameters, by name."""
+
+from kedro.pipeline import Pipeline
+from pydantic import BaseModel
+
+from luthier.configuration import DataParameters, FolderParameters, ModelParameters
+from luthier.pipelines import data_processing, evaluation, training
+from luthier.pipelines.data_processing.parameters import DataProcessingParameters
+from luthier.pipelines.evaluation.parameters import EvaluationParameters
+from luthier.pipelines.training.parameters import TrainingParameters
+
+PARAMETERS: dict[str, type[BaseModel]] = {
+    "folders": FolderParameters,
+    "model": ModelParameters,
+    "data": DataParameters,
+    "data_processing": DataProcessingParameters,
+    "training": TrainingParameters,
+    "evaluation": EvaluationParameters,
+}
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Return each room and the whole house, in the order in which they run."""
+    rooms = {
+        "data_processing": data_processing.create_pipeline(),
+        "training": training.create_pipeline(),
+        "evaluation": evaluation.create_pipeline(),
+    }
+    return {**rooms, "__default__": sum(rooms.values(), Pipeline([]))}

@@ -1,0 +1,1 @@
+"""The rooms of the house: each a pipeline, none imports another."""

@@ -1,0 +1,99 @@
+"""Checkpoints that are whole or not there: weights, optimiser, random states and the position in the data."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from luthier.artefacts import is_complete, staged, verify
+from luthier.errors import UserError
+
+KEEP = 2
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of all random generators of this process."""
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "python": repr(random.getstate()),
+        "numpy": json.dumps(numpy_state, default=lambda value: value.tolist()),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set all random generators of this process."""
+    import ast
+
+    random.setstate(ast.literal_eval(state["python"]))
+    numpy_state = json.loads(state["numpy"])
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:
+    """Write the checkpoint after `step` steps, then delete all but the newest two.
+
+    Args:
+        folder: where the checkpoints of this job lie.
+        step: optimiser steps done.
+        model: its trained weights are stored, nothing else.
+        optimizer: with its moments.
+        states: random states, one a process, in the order of ranks.
+    """
+    final = folder / f"step-{step:08d}"
+    if not is_complete(final):
+        with staged(final, step=step, processes=len(states)) as staging:
+            save_file({name: weight.contiguous() for name, weight in _trained(model).items()}, staging / "weights.safetensors")
+            torch.save(optimizer.state_dict(), staging / "optimizer.pt")
+            torch.save(states, staging / "random.pt")
+    for old in _finished(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    for leftover in folder.glob(".staging-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _finished(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name) and is_complete(path)]
+    return sorted(found)
+
+
+def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> int:
+    """Load the newest undamaged checkpoint and return the number of steps done; 0 if there is none.
+
+    Raises:
+        UserError: if the only checkpoints are damaged: training anew is a decision for a person.
+    """
+    damaged = None
+    for checkpoint in reversed(_finished(folder)):
+        try:
+            manifest = verify(checkpoint)
+        except UserError as error:
+            damaged = error
+            continue
+        weights = load_file(checkpoint / "weights.safetensors")
+        for name, weight in _trained(model).items():
+            weight.copy_(weights[name])
+        # weights_only: a pickle that could run code is refused
+        optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+        states = torch.load(checkpoint / "random.pt", map_location="cpu", weights_only=True)
+        if rank < len(states):
+            restore_random_state(states[rank])
+        return int(manifest["step"])
+    if damaged is not None:
+        raise damaged
+    return 0

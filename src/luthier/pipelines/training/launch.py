@@ -1,0 +1,168 @@
+"""Start the training worker as a child, follow it, and find its finished work again.
+
+A job lives in a folder named by the fingerprint of all that decides its result: data, prompt, model, parameters, seed,
+code and library versions. The same command finds the same folder, so a killed run goes on and a finished one is done.
+"""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import luthier
+from luthier.artefacts import hash_of, hash_of_file, is_complete, write_atomically
+from luthier.errors import UserError
+from luthier.models import ModelDirectory
+
+WORKER = "luthier.pipelines.training.worker"
+# the code and the libraries that decide the weights
+SOURCES = ("models.py", "text/chat.py", "pipelines/training/worker.py", "pipelines/training/batches.py")
+LIBRARIES = ("accelerate", "peft", "torch", "transformers")
+STOPPED = 3  # exit status of a worker that saved a checkpoint and left
+
+Metrics = dict[str, Any]
+
+
+def ingredients(job: dict[str, Any]) -> dict[str, Any]:
+    """Return all that decides the result of a job, flat, so that two jobs can be compared key by key."""
+    package = Path(luthier.__file__).parent
+    parts: dict[str, Any] = {
+        **{f"training.{key}": value for key, value in _flat(job["parameters"]).items()},
+        **{f"prompt.{key}": value for key, value in job["prompt_settings"].items()},
+        "examples": job["examples_sha256"],
+        "model.base": job["base_identity"],
+        "seed": job["seed"],
+        "precision": job["precision"],
+        "device": job["device"],
+        "threads": job["threads"],
+    }
+    parts |= {f"code {source}": hash_of_file(package / source) for source in SOURCES}
+    return parts | {f"version of {name}": importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def explain_difference(work: Path, parts: dict[str, Any]) -> str:
+    """Say in one line what differs from the job before, or why there is nothing to do."""
+    latest = work / "latest.json"
+    if not latest.exists():
+        return "Training for the first time."
+    before: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8"))
+    changed = [key for key in parts | before if parts.get(key) != before.get(key)]
+    if not changed:
+        return "Nothing has changed since the last training: data, prompt, model, parameters, seed and code are the same."
+    told = []
+    for key in changed:
+        values = [str(side.get(key, "nothing")) for side in (before, parts)]
+        told.append(f"{key} ({values[0]} -> {values[1]})" if max(map(len, values)) < 40 else key)
+    return "Training anew, because these have changed: " + ", ".join(told)
+
+
+def open_job(work: Path, job: dict[str, Any]) -> Path:
+    """Make, or find again, the folder of a job and write its job file."""
+    parts = ingredients(job)
+    fingerprint = hash_of(parts)[:16]
+    folder = work / fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = psutil.Process()
+    started_by = {"pid": parent.pid, "created": parent.create_time()}
+    write_atomically(
+        folder / "job.json", json.dumps({**job, "fingerprint": fingerprint, "parent": started_by}, ensure_ascii=False)
+    )
+    write_atomically(work / "latest.json", json.dumps(parts, ensure_ascii=False))
+    return folder
+
+
+def result_of(folder: Path) -> ModelDirectory | None:
+    """Return the finished model of a job, if there is one."""
+    return ModelDirectory(folder / "result") if is_complete(folder / "result") else None
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """Return the metrics that the worker has written, without a line that is being written."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def run_worker(folder: Path, processes: int, threads: int, device: str, on_metrics: Callable[[Metrics], None]) -> None:
+    """Run the worker processes of a job to their end, calling `on_metrics` for every line that they write.
+
+    SIGINT and SIGTERM are passed on; the worker saves a checkpoint and leaves.
+
+    Raises:
+        UserError: if the worker failed, with its reason, or was stopped.
+        KeyboardInterrupt: after the worker has saved, if this process was interrupted.
+    """
+    (folder / "error.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["--max-restarts", "0", "-m", WORKER, str(folder)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if device == "cpu":
+        environment |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    with (folder / "worker.log").open("ab") as log:
+        # a session of its own: Ctrl-C in the terminal reaches us alone, and we let the worker save before it leaves
+        child = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+        try:
+            _follow(folder, child, on_metrics)
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+    if (folder / "error.json").exists():
+        raise UserError(json.loads((folder / "error.json").read_text(encoding="utf-8"))["message"])
+    if result_of(folder) is None:
+        raise UserError(_why_it_ended(folder, child.returncode))
+
+
+def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[Metrics], None]) -> None:
+    """Pass on new lines until the worker ends; a resumed worker may rewrite the file, so steps are compared, not offsets."""
+    told: set[tuple[int, bool]] = set()
+    while True:
+        ended = child.poll() is not None
+        for metrics in read_metrics(folder):
+            key = (metrics["step"], "validation_loss" in metrics)
+            if key not in told:
+                told.add(key)
+                on_metrics(metrics)
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _why_it_ended(folder: Path, status: int) -> str:
+    log = (folder / "worker.log").read_text(encoding="utf-8", errors="replace")
+    if "exitcode  : 3" in log.replace("exitcode: 3", "exitcode  : 3") or status == STOPPED:
+        return "Training was stopped; a checkpoint is saved. Give the same command again to go on."
+    tail = "\n  ".join(log.strip().splitlines()[-12:])
+    again = "give the same command again to go on from the last checkpoint"
+    return f"The training worker ended with status {status}; {again}.\n  {tail}"
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a finished job: its result replaces them."""
+    import shutil
+
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,153 @@
+"""What a training run will do and need, told before it starts; what cannot fit is refused."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from luthier.errors import UserError
+from luthier.machine import resolve_precision
+from luthier.models import Base
+from luthier.pipelines.training.batches import steps_per_epoch
+from luthier.pipelines.training.parameters import TrainingParameters
+
+GIB = 2**30
+
+
+def count_parameters(folder: Path) -> int:
+    """Count a model's weights from the headers of its safetensors files, without loading them."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118 (the handle is no dictionary)
+                size = 1
+                for extent in weights.get_slice(name).get_shape():
+                    size *= extent
+                total += size
+    return total
+
+
+def _adapter_parameters(folder: Path, rank: int) -> int:
+    """Count what LoRA adds to every matrix but embeddings and head: rank x (rows + columns)."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                shape = weights.get_slice(name).get_shape()
+                if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
+                    total += rank * (shape[0] + shape[1])
+    return total
+
+
+def _flops_per_second(precision: str) -> float:
+    """Measure, in a quarter of a second, how fast this machine multiplies matrices."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 1024
+    matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    matrix @ matrix
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.25:
+        (matrix @ matrix)[0, 0].item()
+        done += 1
+    return done * 2 * size**3 / (time.perf_counter() - start)
+
+
+def make_plan(
+    lengths: Sequence[int], supervised: Sequence[int], base: Base, parameters: TrainingParameters, seed: int
+) -> dict[str, Any]:
+    """Work out steps, batch, and estimates of memory and time.
+
+    Args:
+        lengths: tokens of each training example.
+        supervised: how many of them are learnt.
+        base: the model to start from.
+        parameters: the room's parameters.
+        seed: of the order of data and the adapters' first weights.
+
+    Raises:
+        UserError: if the machine lacks the memory or the devices.
+    """
+    import torch
+
+    precision = resolve_precision(parameters.precision)
+    devices = torch.cuda.device_count()
+    device = "cuda" if devices else "cpu"
+    per_epoch = steps_per_epoch(len(lengths), parameters.batch_size)
+    steps = min(per_epoch * parameters.epochs, parameters.max_steps or per_epoch * parameters.epochs)
+    tokens = int(sum(lengths) * steps / per_epoch)
+
+    weights = count_parameters(base.folder)
+    trained = weights if parameters.method == "full" else _adapter_parameters(base.folder, parameters.lora.rank)
+    config = _config(base)
+    weight_bytes = 2 if device == "cuda" and parameters.method == "lora" and precision == "bf16" else 4
+    micro = max(max(lengths), min(parameters.micro_batch_tokens, parameters.batch_size * max(lengths)))
+    # per token and layer some 34 hidden-sized activations of 2 bytes are kept for the backward pass (Korthikanti et al.
+    # 2022, arXiv:2205.05198, table 2), twice that in fp32; logits of the supervised share in fp32, with their gradient
+    activations = micro * config["layers"] * config["hidden"] * (34 if precision == "bf16" else 68)
+    logits = micro * sum(supervised) / sum(lengths) * config["vocabulary"] * 10
+    memory = weights * weight_bytes + trained * 12 + activations + logits + 0.6 * GIB
+    memory *= parameters.processes if device == "cpu" else 1
+    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+
+    if device == "cuda" and parameters.processes > devices:
+        raise UserError(f"training.processes is {parameters.processes}, but this machine has {devices} GPUs.")
+    if memory > available:
+        raise UserError(
+            f"Training needs about {memory / GIB:.1f} GiB, but {available / GIB:.1f} GiB are free on this {device}: lower "
+            f"training.micro_batch_tokens ({parameters.micro_batch_tokens}), training.processes ({parameters.processes}) "
+            "or choose a smaller model.base."
+        )
+    # forward 2, backward through the activations 2, backward into the trained weights 2 operations a weight and token;
+    # a training step reaches about 0.4 of the speed of one large matrix product
+    flops = (6 if parameters.method == "full" else 4) * weights * tokens
+    speed = _flops_per_second(precision) * 0.4 * (parameters.processes if device == "cuda" else 1)
+    return {
+        "base": base.identity,
+        "method": parameters.method,
+        "examples": len(lengths),
+        "steps": steps,
+        "steps_per_epoch": per_epoch,
+        "effective_batch": parameters.batch_size,
+        "tokens": tokens,
+        "supervised_tokens": int(sum(supervised) * steps / per_epoch),
+        "parameters": weights,
+        "trained_parameters": trained,
+        "device": device,
+        "processes": parameters.processes,
+        "threads_per_process": max(1, (os.cpu_count() or 1) // parameters.processes),
+        "precision": precision,
+        "memory_gib": round(memory / GIB, 2),
+        "memory_available_gib": round(available / GIB, 2),
+        "estimated_seconds": round(flops / speed),
+        "seed": seed,
+    }
+
+
+def _config(base: Base) -> dict[str, int]:
+    import json
+
+    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    return {"layers": config["num_hidden_layers"], "hidden": config["hidden_size"], "vocabulary": config["vocab_size"]}
+
+
+def describe_plan(plan: dict[str, Any]) -> str:
+    """Say the plan in five lines for the terminal."""
+    minutes, seconds = divmod(plan["estimated_seconds"], 60)
+    lines = (
+        f"{plan['method']} on {plan['base']}: {plan['trained_parameters']:,} of {plan['parameters']:,} parameters are trained",
+        f"{plan['examples']:,} examples, {plan['steps']:,} steps of {plan['effective_batch']} examples",
+        f"{plan['tokens']:,} tokens, {plan['supervised_tokens']:,} of them supervised",
+        f"{plan['processes']} process(es) on {plan['device']}, {plan['precision']}, {plan['threads_per_process']} thread(s) each",
+        f"about {plan['memory_gib']:.1f} GiB of {plan['memory_available_gib']:.1f} GiB free, about {minutes} min {seconds:02d} s",
+    )
+    return "\n  ".join(lines)

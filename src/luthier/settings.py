@@ -1,0 +1,35 @@
+"""Project settings of Kedro."""
+
+import os
+from pathlib import Path
+
+from kedro.config import OmegaConfigLoader
+from kedro.utils import find_kedro_project
+
+from luthier.hooks import LineageHooks, ParameterHooks, SummaryHooks
+
+
+def _root() -> Path:
+    """Return the project around the working folder; where there is none, the one that this file belongs to."""
+    return find_kedro_project(Path.cwd()) or Path(__file__).resolve().parents[2]
+
+
+def _project(path: str = "") -> str:
+    """Resolve `${project:data/x}` against the project's root, whatever folder the command is given in."""
+    return str(_root() / path)
+
+
+def _tracking_uri() -> str:
+    """Resolve `${tracking_uri:}`: MLFLOW_TRACKING_URI, or SQLite in the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
+
+
+HOOKS = (ParameterHooks(), LineageHooks(), SummaryHooks())
+CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "merge_strategy": {"parameters": "soft", "mlflow": "soft", "globals": "soft"},
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
+    "custom_resolvers": {"project": _project, "tracking_uri": _tracking_uri},
+}

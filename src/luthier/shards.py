@@ -1,0 +1,79 @@
+"""A table on disk as a folder of Parquet shards with a manifest, and the handle that rooms pass around."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from luthier.artefacts import read_manifest, staged
+
+ROWS_PER_SHARD = 50_000
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Handle to a sharded table: where it is and what it holds, never the data itself."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Files with sizes and hashes, `rows`, and the root hash `sha256`."""
+        return read_manifest(self.folder)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content: equal tables written by one version of pyarrow have equal hashes."""
+        return str(self.manifest["sha256"])
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return int(self.manifest["rows"])
+
+    @property
+    def files(self) -> list[Path]:
+        """The Parquet files, in order."""
+        return [self.folder / name for name in sorted(self.manifest["files"])]
+
+    def iter_batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of at most `size` rows, shard after shard."""
+        for file in self.files:
+            yield from pq.ParquetFile(file).iter_batches(batch_size=size, columns=columns)
+
+    def iter_rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield rows as dictionaries, one at a time."""
+        for batch in self.iter_batches(columns):
+            yield from batch.to_pylist()
+
+    def to_table(self, columns: list[str] | None = None) -> pa.Table:
+        """Read the table into memory."""
+        return pa.concat_tables(pq.read_table(file, columns=columns) for file in self.files)
+
+    def to_pandas(self, columns: list[str] | None = None, limit: int | None = None) -> pd.DataFrame:
+        """Read at most `limit` rows as a data frame."""
+        if limit is None:
+            return self.to_table(columns).to_pandas()
+        batches, rows = [], 0
+        for batch in self.iter_batches(columns):
+            batches.append(batch.slice(0, limit - rows))
+            rows += batches[-1].num_rows
+            if rows >= limit:
+                break
+        return pa.Table.from_batches(batches).to_pandas()
+
+    def head(self, n: int = 5) -> pd.DataFrame:
+        """Return the first rows, for a look in a notebook."""
+        return self.to_pandas(limit=n)
+
+
+def write_shards(table: pa.Table, folder: Path) -> Shards:
+    """Write a table as Parquet shards of at most `ROWS_PER_SHARD` rows; the folder appears whole or not at all."""
+    with staged(folder, rows=table.num_rows) as staging:
+        for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_SHARD)):
+            name = f"part-{number:05d}.parquet"
+            pq.write_table(table.slice(start, ROWS_PER_SHARD), staging / name, compression="zstd")
+    return Shards(folder)

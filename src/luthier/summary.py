@@ -1,0 +1,38 @@
+"""The last thing that a run prints: base against tuned, and what to try next."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(evaluation: dict[str, Any]) -> None:
+    """Print a small table of the main figures and the next commands."""
+    console = Console(width=max(100, Console().width))
+    table = Table(title=f"Held-out messages: {evaluation['examples']}", title_justify="left")
+    table.add_column("share right, with 95 % interval")
+    for name in ("majority", "TF-IDF", "base", "tuned", "tuned - base"):
+        table.add_column(name, justify="right", no_wrap=True)
+    models = evaluation["models"]
+    fields = evaluation["fields"]
+    metrics = [
+        "field_accuracy",
+        "exact_match",
+        "validity",
+        *(f"accuracy_{field}" for field in fields if len(fields) > 1),
+    ]
+    for metric in metrics:
+        cells = [f"{models[name][metric]['value']:.3f}" for name in ("majority", "tfidf", "base")]
+        tuned = models["tuned"][metric]
+        difference = evaluation["differences"]["tuned_minus_base"].get(metric)
+        gain = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]" if difference else ""
+        table.add_row(metric.replace("_", " "), *cells, f"{tuned['value']:.3f} [{tuned['low']:.3f}, {tuned['high']:.3f}]", gain)
+    console.print(table)
+    losses = [models[name]["nll_per_token"]["value"] for name in ("base", "tuned")]
+    console.print(f"held-out loss per supervised token: base {losses[0]:.3f}, tuned {losses[1]:.3f} nats\n")
+    console.print(
+        "Next:  [bold]make viz[/] the pipeline   [bold]make ui[/] the runs in MLflow   [bold]make lab[/] notebooks",
+        highlight=False,
+    )
+    console.print("       data/08_reporting/evaluation.html   the report", highlight=False)
+    console.print("       docs/your-own-data.md               the same with your own messages", highlight=False)
