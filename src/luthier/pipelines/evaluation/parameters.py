@@ -10,7 +10,7 @@ from luthier.configuration import Parameters
 class EvaluationParameters(Parameters):
     """Parameters of the room."""
 
-    max_new_tokens: int = Field(default=64, ge=1)
+    max_new_tokens: int = Field(default=48, ge=1)
     """Longest answer; a model that does not stop by then is judged by what it wrote."""
     batch_tokens: int = Field(default=8192, ge=64)
     """Tokens, prompt and answer, that are generated at once."""

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: weights, optimiser, random states and the position in the data."""
 
 import json
+import logging
 import random
 import re
 import shutil
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier.artefacts import is_complete, staged, verify
+from luthier.artefacts import staged, verify
 from luthier.errors import UserError
 
+logger = logging.getLogger(__name__)
 KEEP = 2
 
 
@@ -56,34 +58,35 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim
         states: random states, one a process, in the order of ranks.
     """
     final = folder / f"step-{step:08d}"
-    if not is_complete(final):
-        with staged(final, step=step, processes=len(states)) as staging:
-            save_file({name: weight.contiguous() for name, weight in _trained(model).items()}, staging / "weights.safetensors")
-            torch.save(optimizer.state_dict(), staging / "optimizer.pt")
-            torch.save(states, staging / "random.pt")
-    for old in _finished(folder)[:-KEEP]:
+    with staged(final, step=step, processes=len(states)) as staging:
+        save_file({name: weight.contiguous() for name, weight in _trained(model).items()}, staging / "weights.safetensors")
+        torch.save(optimizer.state_dict(), staging / "optimizer.pt")
+        torch.save(states, staging / "random.pt")
+    for old in _all(folder)[:-KEEP]:
         shutil.rmtree(old)
     for leftover in folder.glob(".staging-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _finished(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name) and is_complete(path)]
-    return sorted(found)
+def _all(folder: Path) -> list[Path]:
+    # they appear by renaming, whole: one without its manifest is damaged
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
 def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> int:
     """Load the newest undamaged checkpoint and return the number of steps done; 0 if there is none.
 
+    Damaged ones that are newer are deleted, since their steps are done again.
+
     Raises:
         UserError: if the only checkpoints are damaged: training anew is a decision for a person.
     """
-    damaged = None
-    for checkpoint in reversed(_finished(folder)):
+    damaged: dict[Path, UserError] = {}
+    for checkpoint in reversed(_all(folder)):
         try:
             manifest = verify(checkpoint)
         except UserError as error:
-            damaged = error
+            damaged[checkpoint] = error
             continue
         weights = load_file(checkpoint / "weights.safetensors")
         for name, weight in _trained(model).items():
@@ -93,7 +96,11 @@ def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
         states = torch.load(checkpoint / "random.pt", map_location="cpu", weights_only=True)
         if rank < len(states):
             restore_random_state(states[rank])
+        if rank == 0:
+            for newer, error in damaged.items():
+                logger.warning("Going on from step %d: %s", manifest["step"], error)
+                shutil.rmtree(newer)
         return int(manifest["step"])
-    if damaged is not None:
-        raise damaged
+    for error in damaged.values():
+        raise error
     return 0

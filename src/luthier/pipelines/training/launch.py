@@ -24,9 +24,16 @@ from luthier.models import ModelDirectory
 
 WORKER = "luthier.pipelines.training.worker"
 # the code and the libraries that decide the weights
-SOURCES = ("models.py", "text/chat.py", "pipelines/training/worker.py", "pipelines/training/batches.py")
+SOURCES = (
+    "models.py",
+    "text/chat.py",
+    "pipelines/training/worker.py",
+    "pipelines/training/batches.py",
+    "pipelines/training/lora.py",
+    "likelihood.py",
+)
 LIBRARIES = ("accelerate", "peft", "torch", "transformers")
-STOPPED = 3  # exit status of a worker that saved a checkpoint and left
+SECONDS_TO_SAVE = 600  # that a worker has, once told to stop, for the rest of its step and a checkpoint
 
 Metrics = dict[str, Any]
 
@@ -103,15 +110,16 @@ def read_metrics(folder: Path) -> list[Metrics]:
 def run_worker(folder: Path, processes: int, threads: int, device: str, on_metrics: Callable[[Metrics], None]) -> None:
     """Run the worker processes of a job to their end, calling `on_metrics` for every line that they write.
 
-    SIGINT and SIGTERM are passed on; the worker saves a checkpoint and leaves.
+    When this process is interrupted, or dies, the worker saves a checkpoint and leaves.
 
     Raises:
         UserError: if the worker failed, with its reason, or was stopped.
         KeyboardInterrupt: after the worker has saved, if this process was interrupted.
     """
-    (folder / "error.json").unlink(missing_ok=True)
+    for told in ("error.json", "stopped.json"):
+        (folder / told).unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", "0", "-m", WORKER, str(folder)]
+    command += ["--max-restarts", "0", "--shutdown-timeout", str(SECONDS_TO_SAVE), "-m", WORKER, str(folder)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -120,6 +128,8 @@ def run_worker(folder: Path, processes: int, threads: int, device: str, on_metri
     }
     if device == "cpu":
         environment |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    else:
+        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # without it cuBLAS does not repeat its results
     with (folder / "worker.log").open("ab") as log:
         # a session of its own: Ctrl-C in the terminal reaches us alone, and we let the worker save before it leaves
         child = subprocess.Popen(
@@ -153,9 +163,14 @@ def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[
 
 
 def _why_it_ended(folder: Path, status: int) -> str:
+    stopped = folder / "stopped.json"
+    if stopped.exists():
+        told = json.loads(stopped.read_text(encoding="utf-8"))
+        return (
+            f"Training was stopped after step {told['step']} of {told['steps']}, and a checkpoint is saved. "
+            "Give the same command again to go on."
+        )
     log = (folder / "worker.log").read_text(encoding="utf-8", errors="replace")
-    if "exitcode  : 3" in log.replace("exitcode: 3", "exitcode  : 3") or status == STOPPED:
-        return "Training was stopped; a checkpoint is saved. Give the same command again to go on."
     tail = "\n  ".join(log.strip().splitlines()[-12:])
     again = "give the same command again to go on from the last checkpoint"
     return f"The training worker ended with status {status}; {again}.\n  {tail}"

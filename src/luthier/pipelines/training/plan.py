@@ -1,6 +1,7 @@
 """What a training run will do and need, told before it starts; what cannot fit is refused."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from luthier.errors import UserError
 from luthier.machine import resolve_precision
 from luthier.models import Base
 from luthier.pipelines.training.batches import steps_per_epoch
-from luthier.pipelines.training.parameters import TrainingParameters
+from luthier.pipelines.training.parameters import Lora, TrainingParameters
 
 GIB = 2**30
 
@@ -32,8 +33,18 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def _adapter_parameters(folder: Path, rank: int) -> int:
-    """Count what LoRA adds to every matrix but embeddings and head: rank x (rows + columns)."""
+def _has_adapter(name: str, targets: str | list[str]) -> bool:
+    """Tell whether the matrix of this name gets an adapter, by peft's rules."""
+    layer = name.removesuffix(".weight")
+    if targets == "all-linear":
+        return "embed" not in layer and "lm_head" not in layer
+    if isinstance(targets, str):
+        return re.fullmatch(targets, layer) is not None
+    return any(layer == target or layer.endswith(f".{target}") for target in targets)
+
+
+def _adapter_parameters(folder: Path, lora: Lora) -> int:
+    """Count what LoRA adds to the matrices that it stands beside: rank x (rows + columns)."""
     from safetensors import safe_open
 
     total = 0
@@ -41,8 +52,8 @@ def _adapter_parameters(folder: Path, rank: int) -> int:
         with safe_open(file, framework="numpy") as weights:
             for name in weights.keys():  # noqa: SIM118
                 shape = weights.get_slice(name).get_shape()
-                if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
-                    total += rank * (shape[0] + shape[1])
+                if len(shape) == 2 and _has_adapter(name, lora.targets):
+                    total += lora.rank * (shape[0] + shape[1])
     return total
 
 
@@ -86,7 +97,7 @@ def make_plan(
     tokens = int(sum(lengths) * steps / per_epoch)
 
     weights = count_parameters(base.folder)
-    trained = weights if parameters.method == "full" else _adapter_parameters(base.folder, parameters.lora.rank)
+    trained = weights if parameters.method == "full" else _adapter_parameters(base.folder, parameters.lora)
     config = _config(base)
     weight_bytes = 2 if device == "cuda" and parameters.method == "lora" and precision == "bf16" else 4
     micro = max(max(lengths), min(parameters.micro_batch_tokens, parameters.batch_size * max(lengths)))

@@ -21,7 +21,7 @@ from typing import IO, Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
 from luthier.artefacts import staged, write_atomically
 from luthier.configuration import FolderParameters, ModelParameters
@@ -30,6 +30,7 @@ from luthier.likelihood import IGNORED, SupervisedNll, collate, make_examples, m
 from luthier.models import Base, load_model, load_tokenizer, resolve_base
 from luthier.pipelines.training import checkpoints
 from luthier.pipelines.training.batches import batch_of_step
+from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.shards import Shards
 
@@ -51,8 +52,8 @@ def learning_rate_factor(step: int, steps: int, parameters: TrainingParameters) 
             return 1.0
 
 
-def with_adapters(model: Any, parameters: TrainingParameters) -> Any:
-    """Freeze the model and add LoRA adapters, or make all weights trainable."""
+def with_adapters(model: Any, parameters: TrainingParameters, dtype: torch.dtype) -> Any:
+    """Freeze the model and add LoRA adapters that compute in `dtype`, or make all weights trainable."""
     if parameters.method == "full":
         return model
     from peft import LoraConfig, get_peft_model
@@ -66,9 +67,11 @@ def with_adapters(model: Any, parameters: TrainingParameters) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, use_low_rank_linear(config))
     except ValueError as error:
         raise UserError(f"training.lora.targets: {error}") from error
+    freeze_in(adapted, dtype)
+    return adapted
 
 
 def make_optimizer(model: torch.nn.Module, parameters: TrainingParameters) -> torch.optim.Optimizer:
@@ -106,12 +109,16 @@ class Job:
         self.validation = make_examples(shards, "validation")
         self.lengths = [len(example.input_ids) for example in self.train]
 
-        halved = not on_cpu and self.parameters.method == "lora" and job["precision"] == "bf16"
-        model = load_model(self.base, torch.bfloat16 if halved else torch.float32)
+        dtype = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
+        # a GPU's memory is for larger models: what is frozen need not be wider than what is computed in
+        halved = not on_cpu and self.parameters.method == "lora"
+        model = load_model(self.base, dtype if halved else torch.float32)
         model.config.use_cache = False
-        self.model = with_adapters(model, self.parameters)
+        self.model = with_adapters(model, self.parameters, dtype)
         self.model.train()
         optimizer = make_optimizer(self.model, self.parameters)
+        # the same first weights everywhere, but a dropout of its own in every process
+        set_seed(self.seed + self.accelerator.process_index)
         # without a device to move to, the optimiser's parameters are the prepared model's
         self.loss, self.optimizer = self.accelerator.prepare(SupervisedNll(self.model), optimizer)
 
@@ -120,8 +127,8 @@ class Job:
         """Whether this process writes."""
         return bool(self.accelerator.is_main_process)
 
-    def fit(self, report: Callable[[dict[str, Any]], None]) -> bool:
-        """Train from the newest checkpoint to the last step; return False if the run was stopped before.
+    def fit(self, report: Callable[[dict[str, Any]], None]) -> int:
+        """Train from the newest checkpoint to the last step; return the steps done, fewer if the run was stopped.
 
         Raises:
             UserError: if the loss is not finite, with the step and the examples.
@@ -143,9 +150,9 @@ class Job:
             stopped = self._must_stop()
             if stopped or last or (step + 1) % self.parameters.checkpoint_every == 0:
                 self._save_checkpoint(step + 1)
-            if stopped and not last:
-                return False
-        return True
+            if stopped:
+                return step + 1
+        return self.steps
 
     def _step(self, step: int) -> dict[str, float]:
         """Do one optimiser step over this process's share of the batch; return what to record."""
@@ -287,7 +294,7 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def main(folder: Path) -> int:
-    """Run the job in `folder`; return the exit status: 0 finished, 3 stopped with a checkpoint, 1 an error told in error.json."""
+    """Run the job in `folder`; return the exit status: 0 finished, or stopped as told in stopped.json; 1 as told in error.json."""
     main_process = int(os.environ.get("RANK", "0")) == 0
     lock = None
     try:
@@ -305,10 +312,12 @@ def main(folder: Path) -> int:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
                 metrics.write(json.dumps(facts) + "\n")
 
-        finished = job.fit(report)
-        if finished:
+        done = job.fit(report)
+        if done == job.steps:
             job.finish()
-        return 0 if finished else 3
+        elif main_process:
+            write_atomically(folder / "stopped.json", json.dumps({"step": done, "steps": job.steps}))
+        return 0
     except UserError as error:
         write_atomically(folder / "error.json", json.dumps({"message": str(error)}))
         return 1

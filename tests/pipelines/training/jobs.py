@@ -1,0 +1,101 @@
+"""Training jobs for the tests of training: small, seeded, run by the real launcher in real processes."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from luthier.configuration import FolderParameters, ModelParameters
+from luthier.models import Base, ModelDirectory, load_tokenizer, resolve_base
+from luthier.pipelines.training import launch
+from luthier.pipelines.training.parameters import TrainingParameters
+from luthier.shards import Shards, write_shards
+from luthier.text.chat import encode
+
+TRAIN, VALIDATION = 25, 7  # batches of 8 leave a last one of a single example: fewer than two processes
+WORDS = "arch belly bout brace bridge cello chin fret glue inlay linen maple nut peg plate post purfling rib scroll spruce".split()
+
+Metrics = dict[str, Any]
+
+
+def folders_in(folder: Path) -> FolderParameters:
+    """Return the folders of a project in `folder`."""
+    return FolderParameters(root=str(folder), base_models=str(folder / "base"), work=str(folder / "work"))
+
+
+def tiny_base(folder: Path) -> Base:
+    """Build the tiny model."""
+    return resolve_base(ModelParameters(base="tiny:llama"), folders_in(folder))
+
+
+def write_examples(folder: Path, base: Base, seed: int = 0) -> Shards:
+    """Write examples of very different lengths: the answer repeats words of the question."""
+    tokenizer, random = load_tokenizer(base), np.random.default_rng(seed)
+    rows = []
+    for number in range(TRAIN + VALIDATION):
+        words = random.choice(WORDS, size=int(random.integers(2, 12))).tolist()
+        answer = " ".join(words[: int(random.integers(1, len(words) + 1))])
+        messages = [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": answer}]
+        encoded = encode(tokenizer, messages)
+        split = "train" if number < TRAIN else "validation"
+        rows.append({"id": f"example-{number}", "split": split, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
+    return write_shards(pa.Table.from_pylist(rows), folder)
+
+
+def make_job(home: Path, examples: Shards, *, steps: int = 10, seed: int = 7, device: str = "cpu", **parameters: Any) -> dict[str, Any]:
+    """Return a job as the node `train` makes it, for the tiny model in fp32."""
+    settings: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-2, "precision": "fp32", "evaluate_every": 3, "checkpoint_every": 3}
+    settings["lora"] = {"rank": 4, "alpha": 8}
+    return {
+        "examples": str(examples.folder),
+        "examples_sha256": examples.sha256,
+        "prompt_settings": {"system": None, "user": "{{ text }}"},
+        "model": ModelParameters(base="tiny:llama").model_dump(),
+        "base_identity": tiny_base(home).identity,
+        "folders": folders_in(home).model_dump(),
+        "parameters": TrainingParameters(**(settings | parameters)).model_dump(),
+        "steps": steps,
+        "seed": seed,
+        "precision": "fp32",
+        "device": device,
+        "threads": 1,
+    }
+
+
+def run(job: dict[str, Any], work: Path) -> Path:
+    """Train as the node does, and return the job's folder."""
+    folder = launch.open_job(work, job)
+    launch.run_worker(folder, job["parameters"]["processes"], job["threads"], job["device"], lambda metrics: None)
+    return folder
+
+
+def result(folder: Path) -> ModelDirectory:
+    """Return the finished model."""
+    model = launch.result_of(folder)
+    assert model is not None
+    return model
+
+
+def curve(folder: Path, key: str = "loss") -> list[float]:
+    """Return one figure over the steps."""
+    return [metrics[key] for metrics in launch.read_metrics(folder) if key in metrics]
+
+
+def history(folder: Path) -> list[Metrics]:
+    """Return the metrics without those of time."""
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in launch.read_metrics(folder)]
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the finished checkpoints."""
+    return sorted(json.loads(path.read_text())["step"] for path in folder.glob("checkpoints/step-*/manifest.json"))
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Return those of the processes that still run."""
+    import psutil
+
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
