@@ -67,8 +67,12 @@ class LineageHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Remember where the project stands."""
+        """Remember where the project stands; let MLflow sample processor, memory and GPU of the runs to come."""
+        import mlflow
+
         self._root = Path(context.project_path)
+        mlflow.set_system_metrics_sampling_interval(5)
+        mlflow.enable_system_metrics_logging()
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
@@ -132,4 +136,7 @@ class SummaryHooks:
         if "evaluation" in pipeline.outputs() | pipeline.datasets() and catalog.exists("evaluation"):
             from luthier.summary import print_summary
 
-            print_summary(catalog.load("evaluation"))
+            dataset = catalog.get("evaluation_report")
+            version = dataset.resolve_load_version()
+            report = Path(dataset._filepath) / version / Path(dataset._filepath).name
+            print_summary(catalog.load("evaluation"), f"the report   {report}")

@@ -29,6 +29,7 @@ class TrainingProgress:
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task("training", total=steps, facts="starting the worker")
+        self.seen = 0
         self.tokens = 0
         self.seconds = 0.0
         self.held_out = ""
@@ -51,13 +52,14 @@ class TrainingProgress:
         if "validation_loss" in metrics:
             self.held_out = f"  held-out {metrics['validation_loss']:.3f}"
         else:
+            self.seen += 1
             self.tokens += metrics["tokens"]
             self.seconds += metrics["seconds"]
             facts = f"loss {metrics['loss']:.3f}{self.held_out}  {self.tokens / self.seconds:,.0f} tokens/s"
             self.bar.update(self.task, completed=step, facts=facts)
             if not self.console.is_terminal and (time.monotonic() - self.told > SECONDS_BETWEEN_LINES or step == self.steps):
                 self.told = time.monotonic()
-                left = self.seconds / max(1, self.tokens) * metrics["tokens"] * (self.steps - step)
+                left = self.seconds / self.seen * (self.steps - step)
                 logger.info("step %d of %d  %s  about %d s left", step, self.steps, facts, left)
         if mlflow.active_run():
             mlflow.log_metrics({f"training/{key}": value for key, value in metrics.items() if key != "step"}, step=step)

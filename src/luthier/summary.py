@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_summary(evaluation: dict[str, Any]) -> None:
-    """Print a small table of the main figures and the next commands."""
+def print_summary(evaluation: dict[str, Any], report: str) -> None:
+    """Print a small table of the main figures, the place of the report, and the next commands."""
     console = Console(width=max(100, Console().width))
     table = Table(title=f"Held-out messages: {evaluation['examples']}", title_justify="left")
     table.add_column("share right, with 95 % interval")
@@ -34,5 +34,5 @@ def print_summary(evaluation: dict[str, Any]) -> None:
         "Next:  [bold]make viz[/] the pipeline   [bold]make ui[/] the runs in MLflow   [bold]make lab[/] notebooks",
         highlight=False,
     )
-    console.print("       data/08_reporting/evaluation.html   the report", highlight=False)
+    console.print(f"       {report}", highlight=False, soft_wrap=True)
     console.print("       docs/your-own-data.md               the same with your own messages", highlight=False)

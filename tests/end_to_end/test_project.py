@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import command, environment, kedro_in, output
+from commands import command, environment, kedro_in, output
 from mlflow.tracking import MlflowClient
 
 from luthier.artefacts import is_complete, verify
@@ -64,7 +64,7 @@ def test_mlflow_holds_parameters_metrics_inputs_and_lineage(finished):
     mlflow.set_tracking_uri(f"sqlite:///{finished / 'mlflow.db'}")
     client = MlflowClient()
     experiment = client.get_experiment_by_name("luthier")
-    assert Path(experiment.artifact_location).is_relative_to(finished)
+    assert Path(experiment.artifact_location.removeprefix("file://")).is_relative_to(finished)
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["training.lora.rank"] == "16"
@@ -107,7 +107,9 @@ def test_parts_of_a_pipeline_and_old_versions_run(copied):
     arguments = ["--from-nodes", "compare_models", "--load-versions", f"scores:{version}"]
     done = kedro_in(copied, "run", "--env", "test", "--pipeline", "evaluation", *arguments)
     assert done.returncode == 0, output(done)
-    old, new = (json.loads(next(path.iterdir()).read_text()) for path in sorted((copied / "data/08_reporting/evaluation.json").iterdir()))
+    old, new = (
+        json.loads(next(path.iterdir()).read_text()) for path in sorted((copied / "data/08_reporting/evaluation.json").iterdir())
+    )
     assert old == new
 
 
@@ -121,7 +123,10 @@ def test_missing_inputs_name_the_pipeline_that_makes_them(project):
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        ("training.lerning_rate=0.1,training.epochs=-1,modle.base=x", ["did you mean 'learning_rate'", "training.epochs", "'model'"]),
+        (
+            "training.lerning_rate=0.1,training.epochs=-1,modle.base=x",
+            ["did you mean 'learning_rate'", "training.epochs", "'model'"],
+        ),
         ("data.path=data/01_raw/nothing.jsonl", ["data.path: there is no file data/01_raw/nothing.jsonl"]),
         ("model.base=packaged:smollm3", ["no packaged model 'smollm3'", "smollm2-135m-instruct"]),
         ("model.base=some-team/some-model", ["could be fetched from the Hugging Face hub", "Without network"]),

@@ -84,10 +84,11 @@ def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     damaged: dict[Path, UserError] = {}
     for checkpoint in reversed(_all(folder)):
         try:
-            manifest = verify(checkpoint)
-        except UserError as error:
-            damaged[checkpoint] = error
+            verify(checkpoint)
+        except (UserError, KeyError) as error:  # KeyError: a name in the manifest has changed
+            damaged[checkpoint] = UserError(f"{checkpoint} is damaged: {error}")
             continue
+        step = int(checkpoint.name.removeprefix("step-"))
         weights = load_file(checkpoint / "weights.safetensors")
         for name, weight in _trained(model).items():
             weight.copy_(weights[name])
@@ -98,9 +99,9 @@ def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
             restore_random_state(states[rank])
         if rank == 0:
             for newer, error in damaged.items():
-                logger.warning("Going on from step %d: %s", manifest["step"], error)
+                logger.warning("Going on from step %d: %s", step, error)
                 shutil.rmtree(newer)
-        return int(manifest["step"])
+        return step
     for error in damaged.values():
         raise error
     return 0

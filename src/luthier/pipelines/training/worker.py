@@ -10,6 +10,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -251,6 +252,8 @@ class Job:
                 (staging / "prompt_settings.json").write_text(
                     json.dumps(self.job["prompt_settings"], indent=2, ensure_ascii=False), encoding="utf-8"
                 )
+            for leftover in self.folder.glob(".staging-*"):
+                shutil.rmtree(leftover)
         self.accelerator.wait_for_everyone()
 
 
@@ -294,7 +297,7 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def main(folder: Path) -> int:
-    """Run the job in `folder`; return the exit status: 0 finished, or stopped as told in stopped.json; 1 as told in error.json."""
+    """Run the job in `folder`; return the exit status: 0 finished, or stopped (see stopped.json); 1 failed (see error.json)."""
     main_process = int(os.environ.get("RANK", "0")) == 0
     lock = None
     try:

@@ -1,0 +1,295 @@
+"""Runs that are killed, stopped or orphaned, and go on to the very bytes of an uninterrupted run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from luthier.errors import UserError
+from luthier.pipelines.training import launch
+from tests.pipelines.training import jobs
+
+STEPS, EVERY = 10, 3
+HERE = Path(__file__).parent
+# how often a run of 10 steps that saves after 3, 6, 9 and 10 calls each function
+CALLS = {"optimiser step": 10, "file of a checkpoint": 8, "manifest": 5, "rename": 5, "clearing": 7}
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.2}  # so that the random state matters
+
+
+class Home:
+    """A folder with base model, examples and jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        jobs.forge()
+        self.folder = folder
+        self.examples = jobs.write_examples(folder / "examples", jobs.tiny_base(folder))
+
+    def job(self, **settings):
+        defaults = {"lora": DROPOUT, "steps": STEPS, "checkpoint_every": EVERY}
+        return jobs.make_job(self.folder, self.examples, **(defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return Home(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    """Return the folder of the uninterrupted run on one process."""
+    return jobs.forge().train(home.job(), home.folder / "whole")
+
+
+@pytest.fixture
+def launched_with_moments(monkeypatch):
+    """Let the launcher start `killed_worker` in the place of the worker."""
+    monkeypatch.setattr(launch, "WORKER", "killed_worker")
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+
+def set_moment(folder, **moment):
+    (folder / "moment.json").write_text(json.dumps(moment))
+
+
+def log(folder):
+    return (folder / "worker.log").read_text()
+
+
+def assert_same_end(folder, whole):
+    assert jobs.result(folder).manifest == jobs.result(whole).manifest
+    assert jobs.history(folder) == jobs.history(whole)
+    assert not list(folder.rglob(".staging-*"))
+
+
+def processes_of(folder):
+    """Return the processes of a job: the launcher's child and the workers."""
+    running = psutil.process_iter(["cmdline"])
+    return [process.pid for process in running if str(folder) in (process.info["cmdline"] or [])]
+
+
+def random_kill(chance):
+    call = chance.choice(list(CALLS))
+    return {"call": call, "number": chance.randint(1, CALLS[call]), "after": chance.random() < 0.5}
+
+
+# -- killed -------------------------------------------------------------------------------------------------------------
+
+
+def slowly(*values):
+    """Mark values of a parameter for the slow set."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("seed", [0, *slowly(1, 2, 3)])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_killed_run_goes_on_to_the_same_bytes(home, whole, tmp_path, call, seed):
+    chance = random.Random(f"{call} {seed}")
+    number, after = chance.randint(1, CALLS[call]), chance.random() < 0.5
+    folder = launch.open_job(tmp_path / "work", home.job())
+    assert jobs.forge().work(folder, {"call": call, "number": number, "after": after}) == -signal.SIGKILL
+    assert f"killed {'after' if after else 'before'} {call} {number}" in log(folder)
+    jobs.forge().train(home.job(), tmp_path / "work")
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *slowly(*range(2, 20))])
+def test_a_run_killed_again_and_again_goes_on_to_the_same_bytes(home, whole, tmp_path, seed):
+    chance = random.Random(seed)
+    folder = launch.open_job(tmp_path / "work", home.job())
+    kills = 0
+    for _ in range(4):
+        status = jobs.forge().work(folder, random_kill(chance))
+        assert status in (0, -signal.SIGKILL), log(folder)
+        kills += status != 0
+    assert log(folder).count("killed ") == kills > 0
+    jobs.forge().train(home.job(), tmp_path / "work")
+    assert_same_end(folder, whole)
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(home, whole, tmp_path):
+    folder = launch.open_job(tmp_path / "work", home.job())
+    assert jobs.forge().work(folder, {"call": "optimiser step", "number": 8}) == -signal.SIGKILL
+    assert jobs.checkpoint_steps(folder) == [3, 6]
+    weights = folder / "checkpoints" / "step-00000006" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    jobs.forge().train(home.job(), tmp_path / "work")
+    assert "weights.safetensors has changed" in log(folder)
+    assert_same_end(folder, whole)
+
+
+def killed_under_the_launcher(job, work, *moments):
+    """Make the same call again and again: killed at each moment, at last to the end."""
+    folder = launch.open_job(work, job)
+    for moment, saved in moments:
+        set_moment(folder, **moment)
+        text = f"killed {'after' if moment['after'] else 'before'} {moment['call']} {moment['number']}"
+        with pytest.raises(UserError, match="go on from the last checkpoint") as told:
+            jobs.run(job, work)
+        assert "status 1" in str(told.value)
+        assert text in log(folder)
+        assert jobs.checkpoint_steps(folder) == saved
+    return jobs.run(job, work)
+
+
+def test_a_run_killed_under_the_launcher_goes_on_by_the_same_call(home, whole, tmp_path, launched_with_moments):
+    moment = {"call": "rename", "number": 2, "after": False}
+    assert_same_end(killed_under_the_launcher(home.job(), tmp_path, (moment, [3])), whole)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_go_on_by_the_same_call(home, tmp_path, launched_with_moments):
+    job = home.job(processes=2)
+    moments = [
+        ({"call": "rename", "number": 2, "after": False}, [3]),
+        ({"call": "optimiser step", "number": 5, "after": True}, [3, 6]),
+    ]
+    with ThreadPoolExecutor() as pool:
+        whole = pool.submit(jobs.run, job, tmp_path / "whole")
+        folder = killed_under_the_launcher(job, tmp_path / "killed", *moments)
+        assert_same_end(folder, whole.result())
+    states = torch.load(folder / "checkpoints" / f"step-{STEPS:08d}" / "random.pt", weights_only=True)
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])  # each process drops out on its own
+
+
+# -- stopped, orphaned --------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_and_tells_and_the_same_call_goes_on(home, whole, tmp_path, launched_with_moments):
+    folder = launch.open_job(tmp_path / "work", home.job())
+    set_moment(folder, call="optimiser step", number=5, hold=True)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(jobs.run, home.job(), tmp_path / "work")
+        jobs.wait_until((folder / "held").exists, "the worker is in step 5")
+        child = next(p for p in psutil.Process().children() if str(folder) in p.cmdline())
+        child.terminate()
+        jobs.wait_until(lambda: "closing signal SIGTERM" in log(folder), "the worker is told")
+        (folder / "go").touch()
+        with pytest.raises(UserError, match=r"stopped after step 5 of 10.*same command again"):
+            running.result()
+    assert jobs.checkpoint_steps(folder) == [3, 5]
+    assert not processes_of(folder)
+    jobs.forge().train(home.job(), tmp_path / "work")
+    assert_same_end(folder, whole)
+
+
+ORPHAN_MAKER = """
+import json, sys
+from pathlib import Path
+from luthier.pipelines.training import launch
+job, work = json.loads(sys.argv[1]), Path(sys.argv[2])
+launch.WORKER = "killed_worker"
+folder = launch.open_job(work, job)
+(folder / "moment.json").write_text(json.dumps({"call": "optimiser step", "number": 5, "hold": True}))
+launch.run_worker(folder, 1, 1, "cpu", print)
+"""
+
+
+def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path):
+    folder = tmp_path / "work" / whole.name
+    command = [sys.executable, "-c", ORPHAN_MAKER, json.dumps(home.job()), str(tmp_path / "work")]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(HERE)}, stdout=subprocess.DEVNULL) as parent:
+        jobs.wait_until((folder / "held").exists, "the worker is in step 5")
+        parent.kill()
+    assert processes_of(folder)
+    # the next run may come at once: it waits for the orphan to leave, then goes on from the checkpoint
+    with ThreadPoolExecutor() as pool:
+        again = pool.submit(jobs.forge().train, home.job(), tmp_path / "work")
+        jobs.wait_until(
+            lambda: json.loads((folder / "job.json").read_text())["parent"]["pid"] == os.getpid(), "the next run begins"
+        )
+        (folder / "go").touch()
+        again.result()
+    jobs.wait_until(lambda: not processes_of(folder), "the orphan has left")
+    steps = [line["step"] for line in launch.read_metrics(folder) if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.slow
+def test_an_interrupted_call_lets_the_worker_save(home, tmp_path, launched_with_moments):
+    """What Ctrl-C does: the exception passes through the call, and the worker has left when it does."""
+    folder = launch.open_job(tmp_path / "work", home.job(steps=60))
+
+    def interrupt(metrics):
+        if metrics["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_worker(folder, 1, 1, "cpu", interrupt)
+    assert not processes_of(folder)
+    stopped = json.loads((folder / "stopped.json").read_text())
+    assert jobs.checkpoint_steps(folder)[-1] == stopped["step"] < 60
+
+
+# -- told ---------------------------------------------------------------------------------------------------------------
+
+
+def test_only_damaged_checkpoints_are_told_not_trained_over(home, tmp_path):
+    folder = launch.open_job(tmp_path / "work", home.job())
+    assert jobs.forge().work(folder, {"call": "optimiser step", "number": 5}) == -signal.SIGKILL
+    (folder / "checkpoints" / "step-00000003" / "optimizer.pt").write_bytes(b"")
+    for _ in range(2):
+        assert jobs.forge().work(folder) == 1
+        assert "optimizer.pt has changed" in json.loads((folder / "error.json").read_text())["message"]
+    assert launch.result_of(folder) is None
+
+
+def test_a_finished_job_is_found_by_the_same_job_only(home, whole):
+    assert launch.open_job(home.folder / "whole", home.job()) == whole
+    assert launch.result_of(launch.open_job(home.folder / "whole", home.job() | {"seed": 99})) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"learning_rate": 0.5}, "training.learning_rate (0.01 -> 0.5)"),
+        ({"lora": DROPOUT | {"rank": 5}}, "training.lora.rank (4 -> 5)"),
+        ({"seed": 8}, "seed (7 -> 8)"),
+        ({"max_steps": 3}, "training.max_steps (None -> 3)"),
+    ],
+)
+def test_what_has_changed_is_named_and_nothing_else(home, tmp_path, change, told):
+    launch.open_job(tmp_path, home.job())
+    difference = launch.explain_difference(tmp_path, launch.ingredients(home.job(**change)))
+    assert difference == f"Training anew, because these have changed: {told}"
+
+
+def test_the_first_and_an_unchanged_training_are_told(home, tmp_path):
+    parts = launch.ingredients(home.job())
+    assert "first time" in launch.explain_difference(tmp_path, parts)
+    launch.open_job(tmp_path, home.job())
+    assert launch.explain_difference(tmp_path, parts).startswith("Nothing has changed")
+    changed = parts | {"prompt.system": "Be brief.", "version of torch": "9.9", "examples": "f" * 64}
+    told = launch.explain_difference(tmp_path, changed)
+    for name in ("prompt.system (None -> Be brief.)", "version of torch (", "examples"):
+        assert name in told
+    assert "f" * 64 not in told  # a hash tells nobody anything
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert launch.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("call", ["optimiser step", "file of a checkpoint", "rename"])
+def test_a_killed_run_on_gpus_goes_on_to_the_same_bytes(home, tmp_path, launched_with_moments, processes, call):
+    job = home.job(processes=processes, device="cuda")
+    whole = jobs.run(job, tmp_path / "whole")
+    folder = launch.open_job(tmp_path / "work", job)
+    set_moment(folder, call=call, number=3)
+    with pytest.raises(UserError):
+        jobs.run(job, tmp_path / "work")
+    assert f"killed before {call} 3" in log(folder)
+    jobs.run(job, tmp_path / "work")
+    assert_same_end(folder, whole)

@@ -1,0 +1,87 @@
+"""The plan: what a run will do, told before it starts."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.errors import UserError
+from luthier.models import load_model
+from luthier.pipelines.training import plan as planning
+from luthier.pipelines.training.batches import steps_per_epoch
+from luthier.pipelines.training.lora import use_low_rank_linear
+from luthier.pipelines.training.parameters import TrainingParameters
+from tests.pipelines.training import jobs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return jobs.tiny_base(tmp_path_factory.mktemp("tiny"))
+
+
+def plan(base, lengths=(20, 30, 40), **parameters):
+    supervised = [max(1, length // 3) for length in lengths]
+    return planning.make_plan(lengths, supervised, base, TrainingParameters(precision="fp32", **parameters), seed=3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 400)))
+def test_steps_and_tokens_follow_from_epochs_batch_and_limit(base, examples, batch_size, epochs, max_steps):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "_flops_per_second", lambda precision: 1e9)  # measuring takes a quarter of a second
+        made = plan(base, [20] * examples, batch_size=batch_size, epochs=epochs, max_steps=max_steps)
+    whole = steps_per_epoch(examples, batch_size) * epochs
+    assert made["steps"] == (whole if max_steps is None else min(whole, max_steps))
+    if made["steps"] == whole:
+        assert made["tokens"] == 20 * examples * epochs
+        assert made["supervised_tokens"] == 6 * examples * epochs
+    assert made["base"] == base.identity
+    assert made["seed"] == 3
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["down_proj"], r".*\.(k|o)_proj"])
+@pytest.mark.parametrize("rank", [1, 7])
+def test_the_adapters_are_counted_as_peft_makes_them(base, targets, rank):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    made = plan(base, lora={"rank": rank, "targets": targets})
+    config = LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(load_model(base, torch.float32), use_low_rank_linear(config))
+    assert made["trained_parameters"] == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert made["parameters"] == load_model(base, torch.float32).num_parameters()
+
+
+def test_full_training_trains_all(base):
+    made = plan(base, method="full")
+    assert made["trained_parameters"] == made["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "setting"),
+    [
+        ({"processes": 1_000_000}, "training.processes"),
+        ({"micro_batch_tokens": 10**12, "batch_size": 10**10}, "micro_batch_tokens"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_settings_to_lower(base, parameters, setting):
+    with pytest.raises(UserError, match=setting) as refused:
+        plan(base, **parameters)
+    assert str(next(iter(parameters.values()))) in str(refused.value)
+
+
+def test_more_memory_is_asked_for_longer_micro_batches_and_more_weights(base):
+    lengths = [1000] * 64
+    small = plan(base, lengths, micro_batch_tokens=4000)["memory_gib"]
+    assert plan(base, lengths, micro_batch_tokens=64_000, batch_size=64)["memory_gib"] > small
+    assert plan(base, lengths, micro_batch_tokens=4000, lora={"rank": 1000})["memory_gib"] > small
+
+
+def test_the_description_tells_the_figures(base):
+    made = plan(base, [50] * 1234, batch_size=4)
+    told = planning.describe_plan(made)
+    for figure in ("1,234 examples", f"{made['steps']:,} steps of 4 examples", "61,700 tokens", made["base"], "fp32"):
+        assert figure in told
+    assert f"{made['trained_parameters']:,} of {made['parameters']:,}" in told
+    assert re.search(r"about \d+\.\d GiB of \d+\.\d GiB free, about \d+ min \d\d s", told)
