@@ -42,7 +42,7 @@ def test_the_interval_of_a_loss_per_token_covers_the_truth_at_95_percent():
 def test_pairing_narrows_the_interval_of_models_that_err_on_the_same_messages():
     random = np.random.default_rng(3)
     one = random.random(300)
-    other = one + random.normal(0.05, 0.02, 300)
+    other = one + random.normal(0.02, 0.02, 300)
     paired = mean_of(other - one, seed=0)
     apart = mean_of(other - random.permutation(one), seed=0)
     assert paired.value == pytest.approx(apart.value)
@@ -86,11 +86,14 @@ def test_resamples_draw_every_row_equally_often():
 
 
 def test_no_rows_give_no_figure():
-    with pytest.raises(ValueError, match="low >= high|empty|zero"):
-        mean_of(np.array([]), seed=0)
+    with pytest.warns(RuntimeWarning):
+        assert np.isnan(list(mean_of(np.array([]), seed=0).as_dict().values())).all()
 
 
 def test_nan_is_not_hidden():
     found = mean_of(np.array([1.0, np.nan, 2.0]), seed=0)
     assert np.isnan(found.value)
+
+
+def test_an_estimate_prints_value_and_interval():
     assert str(Estimate(0.5, 0.25, 0.75)) == "0.500 [0.250, 0.750]"

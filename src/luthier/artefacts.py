@@ -111,6 +111,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a finished artefact: {error}") from error
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "sha256" in manifest):
+        raise UserError(f"{folder} is not a finished artefact: its {MANIFEST} is none of ours")
     return manifest
 
 

@@ -115,12 +115,12 @@ def validate_parameters(values: Mapping[str, Any], models: Mapping[str, type[Bas
 
     for name in values:
         if name not in models and name != "seed":
-            problems.append(f"{where((name,))}: unknown block{did_you_mean(name, [*models, 'seed'])}")
+            problems.append(f"{where((name,))}: unknown block{did_you_mean(str(name), [*models, 'seed'])}")
     if not isinstance(values.get("seed"), int) or isinstance(values.get("seed"), bool):
         problems.append(f"{where(('seed',))}: must be a whole number, not {values.get('seed')!r}")
     for name, model in models.items():
         try:
-            model.model_validate(values.get(name) or {})
+            model.model_validate({} if values.get(name) is None else values[name])
         except ValidationError as error:
             for detail in error.errors():
                 path = (name, *detail["loc"])

@@ -49,7 +49,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """
     if hasattr(values, "model_dump"):
         values = values.model_dump()
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or (prefix and not values):
         return {prefix.rstrip("."): values}
     flat: dict[str, Any] = {}
     for key, value in values.items():

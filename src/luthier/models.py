@@ -61,6 +61,8 @@ def resolve_base(model: ModelParameters, folders: FolderParameters) -> Base:
     if kind == "packaged":
         return _packaged(name, rest, cache)
     if kind == "tiny":
+        if rest != "llama":
+            raise UserError(f"model.base: no tiny model {rest!r}{did_you_mean(rest, ['llama'])}; known: llama.")
         return _built(name, cache / "tiny-llama-1", _build_tiny)
     folder = Path(folders.locate(name))
     if folder.is_dir():
@@ -197,7 +199,10 @@ def load_model(base: Base, dtype: Any) -> Any:
 
 
 def load_tuned(base: Base, tuned: ModelDirectory, dtype: Any) -> Any:
-    """Load a fine-tuned model: an adapter on its base, or a full set of weights.
+    """Load a fine-tuned model: an adapter merged into its base, or a full set of weights.
+
+    The adapter is merged in float32 and only the sum is rounded to `dtype`: small changes of a weight would otherwise be
+    lost one by one, and a merged model answers about twice as fast as one that adds its adapters to every layer.
 
     Raises:
         UserError: if the adapter was trained on another base than this one.
@@ -207,6 +212,7 @@ def load_tuned(base: Base, tuned: ModelDirectory, dtype: Any) -> Any:
         raise UserError(f"The adapter in {tuned.folder} was trained on {trained_on['identity']}, not on {base.identity}.")
     if tuned.manifest["method"] == "full":
         return load_model(Base(base.name, tuned.folder, base.identity), dtype)
+    import torch
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_model(base, dtype), tuned.folder)
+    return PeftModel.from_pretrained(load_model(base, torch.float32), tuned.folder).merge_and_unload().to(dtype)

@@ -7,6 +7,10 @@ def quiet_libraries() -> None:
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import warnings
+
+    # peft 0.21 asks transformers 5.23 for an attribute that is to be renamed: nothing that a user could mend
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -63,7 +63,8 @@ class Shards:
             rows += batches[-1].num_rows
             if rows >= limit:
                 break
-        return pa.Table.from_batches(batches).to_pandas()
+        # an empty table yields no batch: its columns come from the file
+        return (pa.Table.from_batches(batches) if batches else self.to_table(columns)).to_pandas()
 
     def head(self, n: int = 5) -> pd.DataFrame:
         """Return the first rows, for a look in a notebook."""

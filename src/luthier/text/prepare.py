@@ -42,6 +42,8 @@ class PromptSettings(BaseModel):
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f​⁠﻿]")
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
+# Unicode categories in which nothing can be seen: controls, joiners, spaces, marks that need a letter to stand on.
+_UNSEEN = {"Cc", "Cf", "Mn", "Me", "Zs", "Zl", "Zp"}
 
 
 def clean(text: str) -> str:
@@ -60,9 +62,20 @@ def clean(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
+def _has_content(text: str) -> bool:
+    """Tell whether anything can be seen: joiners and other format characters alone are no message."""
+    return any(unicodedata.category(character) not in _UNSEEN for character in text)
+
+
 def compact_json(value: Any) -> str:
-    """Write JSON on one line, keys in the order given, no spaces: fewest tokens, one form."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Write JSON on one line, keys in the order given, no spaces: fewest tokens, one form.
+
+    Raises:
+        ValueError: if the value holds NaN or an infinity, which JSON has not.
+    """
+    if isinstance(value, Undefined):
+        str(value)  # raises, naming the column
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class _NotTextError(Exception):
@@ -86,31 +99,50 @@ _TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_
 _TEMPLATES.filters["json"] = compact_json
 
 
+# What a template can raise that meets a row it was not written for.
+_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+
 @lru_cache(maxsize=64)
 def _compile(template: str) -> Template:
     return _TEMPLATES.from_string(template)
+
+
+def _column_to_blame(template: Template, row: Mapping[str, Any], value: Any) -> str:
+    """Name the column whose value cannot be printed: with text in its place the template gets further."""
+    names = [name for name, item in row.items() if item is value]
+    for name in names:
+        try:
+            template.render({**row, name: "text"})
+        except _NotTextError as error:
+            if error.value is value:
+                continue
+        except _FAILURES:
+            continue
+        return name
+    return names[0] if names else "a value"
 
 
 def render(template: str, row: Mapping[str, Any]) -> str:
     """Fill a Jinja template from a row.
 
     Raises:
-        RowError: if the template names a column that the row lacks, or does not parse.
+        RowError: if the template names a column that the row lacks, prints what is no text, fails, or does not parse.
     """
     try:
-        return _compile(template).render(**row)
+        return _compile(template).render(row)
     except _NotTextError as error:
-        names = [name for name, value in row.items() if value is error.value]
+        name = _column_to_blame(_compile(template), row, error.value)
         what = {"NoneType": "null", "dict": "an object", "list": "a list"}.get(type(error.value).__name__, f"{error.value!r}")
         hint = " (write `| string` in the template if numbers are meant)" if isinstance(error.value, int | float) else ""
-        raise RowError(f"{names[0] if names else 'a value'} must be text, not {what}{hint}") from error
+        raise RowError(f"{name} must be text, not {what}{hint}") from error
     except UndefinedError as error:
         missing = re.search(r"'(\w+)' is undefined", str(error))
         if missing:
             name = missing[1]
             raise RowError(f"has no column {name!r}{did_you_mean(name, row)}") from error
         raise RowError(f"the template fails: {error}") from error
-    except (TemplateError, TypeError, ValueError) as error:
+    except _FAILURES as error:
         raise RowError(f"the template fails: {error}") from error
 
 
@@ -121,7 +153,7 @@ def prompt_messages(row: Mapping[str, Any], settings: PromptSettings) -> list[Me
         RowError: if the row lacks a column or the user's turn is empty.
     """
     user = clean(render(settings.user, row))
-    if not user:
+    if not _has_content(user):
         raise RowError("the user's message is empty")
     system: list[Message] = [{"role": "system", "content": settings.system}] if settings.system else []
     return [*system, {"role": "user", "content": user}]
@@ -134,6 +166,6 @@ def conversation(row: Mapping[str, Any], settings: PromptSettings) -> list[Messa
         RowError: as `prompt_messages`, or if the answer is empty.
     """
     answer = clean(render(settings.assistant, row))
-    if not answer or answer in ("null", "None"):
+    if not _has_content(answer) or answer in ("null", "None"):
         raise RowError("the answer is empty")
     return [*prompt_messages(row, settings), {"role": "assistant", "content": answer}]

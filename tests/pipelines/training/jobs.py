@@ -21,7 +21,7 @@ from luthier.shards import Shards, write_shards
 from luthier.text.chat import encode
 
 TRAIN, VALIDATION = 25, 7  # batches of 8 leave a last one of a single example: fewer than two processes
-WORDS = "arch belly bout bridge cello chin fret glue inlay linen maple nut peg plate post purfling scroll spruce".split()
+WORDS = ("arch", "belly", "bout", "bridge", "chin", "fret", "glue", "inlay", "maple", "nut", "peg", "plate", "purfling", "scroll")
 
 Metrics = dict[str, Any]
 Moment = dict[str, Any]  # see killed_worker.py

@@ -1,11 +1,13 @@
 """Runs that are killed, stopped or orphaned, and go on to the very bytes of an uninterrupted run."""
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -199,17 +201,24 @@ def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path):
         jobs.wait_until((folder / "held").exists, "the worker is in step 5")
         parent.kill()
     assert processes_of(folder)
-    # the next run may come at once: it waits for the orphan to leave, then goes on from the checkpoint
-    with ThreadPoolExecutor() as pool:
-        again = pool.submit(jobs.forge().train, home.job(), tmp_path / "work")
-        jobs.wait_until(
-            lambda: json.loads((folder / "job.json").read_text())["parent"]["pid"] == os.getpid(), "the next run begins"
-        )
-        (folder / "go").touch()
-        again.result()
+    (folder / "go").touch()
     jobs.wait_until(lambda: not processes_of(folder), "the orphan has left")
-    steps = [line["step"] for line in launch.read_metrics(folder) if "loss" in line]
-    assert steps == list(range(1, STEPS + 1))
+    assert json.loads((folder / "stopped.json").read_text()) == {"step": 5, "steps": STEPS}
+    assert jobs.checkpoint_steps(folder) == [3, 5]
+    jobs.forge().train(home.job(), tmp_path / "work")
+    assert_same_end(folder, whole)
+
+
+def test_a_second_worker_waits_for_the_first_to_leave(home, whole, tmp_path):
+    folder = launch.open_job(tmp_path / "work", home.job())
+    with (folder / "worker.lock").open("w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        running = pool.submit(jobs.forge().train, home.job(), tmp_path / "work")
+        time.sleep(3)  # without the lock it would be done by now
+        assert not running.done()
+        assert not (folder / "metrics.jsonl").exists()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        running.result()
     assert_same_end(folder, whole)
 
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -60,7 +62,7 @@ def _read_jsonl(file: Any) -> Iterator[tuple[int, Any, str | None]]:
 
 def _read_csv(file: Any) -> Iterator[tuple[int, Any, str | None]]:
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline=""))
+    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     header = next(reader, [])
     while True:
         line = reader.line_num + 1
@@ -90,6 +92,18 @@ def _read_parquet(file: Any) -> Iterator[tuple[int, Any, str | None]]:
 READERS = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
 
 
+def _readable(text: str) -> str | None:
+    """Say why a row's text cannot be stored: a byte that is not UTF-8 (csv), or half a character (`\\ud83d` in JSON)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        return (
+            f"is not UTF-8: byte {ord(half) & 0xFF:#x}" if "\udc80" <= half <= "\udcff" else "is not text: half a surrogate pair"
+        )
+    return None
+
+
 def read_rows(data: DataParameters, location: str) -> pa.Table:
     """Read the user's file at `location`, which is `data.path` made absolute.
 
@@ -105,14 +119,16 @@ def read_rows(data: DataParameters, location: str) -> pa.Table:
         with fsspec.open(location, "rb", compression="infer").open() as file:
             for line, row, error in reader(file):
                 text = json.dumps(row, ensure_ascii=False, default=str)
-                found.append({"file": data.path, "line": line, "row": text, "error": error})
+                why = error or _readable(text)
+                text = text.encode(errors="replace").decode()
+                found.append({"file": data.path, "line": line, "row": text, "error": why})
                 if data.max_rows is not None and len(found) >= data.max_rows:
                     break
     except FileNotFoundError as error:
         raise UserError(f"data.path: there is no file {data.path} (relative paths begin at the project's root).") from error
     except ImportError as error:
         raise UserError(f"data.path: {data.path} needs a package that is not installed: {error}") from error
-    except (OSError, pa.ArrowInvalid, ValueError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, ValueError) as error:
         raise UserError(f"data.path: {data.path} cannot be read as {format_of(data)}: {error}") from error
     if not found:
         raise UserError(f"data.path: {data.path} holds no rows.")

@@ -18,7 +18,7 @@ def tokenise(records: pa.Table, tokenizer: Any, parameters: Tokenise) -> tuple[p
 
     Raises:
         UserError: if the tokenizer has no chat template, or an example holds no supervised token (the mask would be
-            empty and the model would learn nothing from it), or no training example is left.
+            empty and the model would learn nothing from it), or none is left to train or to test on.
     """
     check_template(tokenizer)
     rows: list[dict[str, Any]] = []
@@ -38,6 +38,6 @@ def tokenise(records: pa.Table, tokenizer: Any, parameters: Tokenise) -> tuple[p
                 "supervised": encoded.supervised,
             }
         )
-    if not any(row["split"] == "train" for row in rows):
-        raise UserError(f"No training example has at most {parameters.max_tokens} tokens (data_processing.tokenise.max_tokens).")
+    for name in {"train", "test"} - {row["split"] for row in rows}:
+        raise UserError(f"No {name} example has at most {parameters.max_tokens} tokens (data_processing.tokenise.max_tokens).")
     return pa.Table.from_pylist(rows, schema=EXAMPLE), too_long

@@ -27,7 +27,7 @@ def load_answer_schema(path: str) -> dict[str, Any]:
         Draft202012Validator.check_schema(schema)
     except FileNotFoundError as error:
         raise UserError(f"data.answer_schema: there is no file {path}.") from error
-    except (ValueError, SchemaError) as error:
+    except (ValueError, RecursionError, SchemaError) as error:
         raise UserError(f"data.answer_schema: {path} is not a JSON Schema: {str(error).splitlines()[0]}") from error
     return schema
 
@@ -42,7 +42,7 @@ def _check_answer(answer: str, validator: Draft202012Validator | None) -> None:
         return
     try:
         value = json.loads(answer)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"the answer is not JSON: {error}") from error
     errors = sorted(validator.iter_errors(value), key=lambda e: [str(p) for p in e.absolute_path])
     if errors:

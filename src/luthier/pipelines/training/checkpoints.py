@@ -98,10 +98,10 @@ def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
         if rank < len(states):
             restore_random_state(states[rank])
         if rank == 0:
-            for newer, error in damaged.items():
-                logger.warning("Going on from step %d: %s", step, error)
+            for newer, problem in damaged.items():
+                logger.warning("Going on from step %d: %s", step, problem)
                 shutil.rmtree(newer)
         return step
-    for error in damaged.values():
-        raise error
+    if damaged:
+        raise next(iter(damaged.values()))
     return 0

@@ -36,7 +36,7 @@ class _LowRankProduct(torch.autograd.Function):
         return dx, None, (du.T @ x).float(), (dy.T @ narrow).float().mul_(ctx.scale), None
 
 
-class LowRankLinear(PeftLinear):  # type: ignore[misc]
+class LowRankLinear(PeftLinear):
     """peft's LoRA layer with the product above; whatever it does not cover is left to peft."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

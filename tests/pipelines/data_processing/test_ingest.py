@@ -1,0 +1,183 @@
+"""Every row of a file comes out once, with its line; a row that cannot be read comes out with the reason."""
+
+import csv
+import gzip
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.configuration import DataParameters
+from luthier.errors import UserError
+from luthier.pipelines.data_processing.ingest import format_of, read_rows
+from luthier.records import INGESTED
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+OBJECTS = st.dictionaries(
+    TEXT, st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT | st.lists(TEXT, max_size=2), max_size=3
+)
+CELLS = st.text(st.one_of(st.sampled_from('\n\r\n",;é '), st.characters(codec="utf-8", exclude_characters="\x00\r")), max_size=8)
+
+
+def read(path, **settings):
+    """Read a file into dictionaries."""
+    data = DataParameters(path=path.name, user="u", assistant="a", **settings)
+    table = read_rows(data, str(path))
+    assert table.schema == INGESTED
+    return table.to_pylist()
+
+
+def values(rows):
+    """Return the rows' values, all of which could be read."""
+    assert all(row["error"] is None for row in rows)
+    return [json.loads(row["row"]) for row in rows]
+
+
+@given(rows=st.lists(OBJECTS, min_size=1, max_size=8), ascii_only=st.booleans(), end=st.sampled_from(["", "\n", "\n\n \n"]))
+@settings(deadline=None, max_examples=60)
+def test_json_lines_read_back(tmp_path_factory, rows, ascii_only, end):
+    path = tmp_path_factory.mktemp("raw") / "x.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows) + end, encoding="utf-8")
+    found = read(path)
+    assert values(found) == rows
+    assert [row["line"] for row in found] == list(range(1, len(rows) + 1))
+    assert {row["file"] for row in found} == {"x.jsonl"}
+
+
+@given(rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_csv_reads_back_with_newlines_and_quotes_in_its_cells(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("raw") / "x.csv"
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerows([("a", "b"), *rows])
+    path.write_bytes(buffer.getvalue().encode())
+    found = read(path)
+    assert values(found) == [{"a": a, "b": b} for a, b in rows]
+    # a row's line is the one on which it begins, as an editor counts
+    begins = 2
+    for row, (a, b) in zip(found, rows, strict=True):
+        assert row["line"] == begins
+        begins += 1 + (a + b).count("\n")
+
+
+@given(rows=st.lists(st.fixed_dictionaries({"a": st.none() | TEXT, "b": st.none() | st.integers(0, 9)}), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_parquet_reads_back(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("raw") / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([("a", pa.string()), ("b", pa.int64())])), path, row_group_size=3)
+    assert values(read(path)) == rows
+
+
+BROKEN = {
+    b"not json": "is not JSON",
+    b'{"a": 1': "is not JSON",
+    b'{"a": "cut': "is not JSON",
+    b'{"a": NaN}': "is not JSON",
+    b'{"a": -Infinity}': "is not JSON",
+    b"[1, 2]": "not a JSON object but list",
+    b"null": "not a JSON object but NoneType",
+    b'"text"': "not a JSON object but str",
+    b'{"a": "caf\xe9"}': "is not UTF-8",
+    b"\xff\xfe{\x00": "is not UTF-8",
+    b"\x00": "is not JSON",
+    b'{"a": "\\ud83d"}': "is not",
+    b'{"\\udc00": 1}': "is not",
+    b"[" * 200_000: "is not JSON",
+    b'{"a":' * 200_000: "is not JSON",
+    b'{"a": ' + b"9" * 5000 + b"}": "is not JSON",
+}
+
+
+@pytest.mark.parametrize("line", sorted(BROKEN), ids=lambda line: repr(line[:20]))
+def test_a_broken_line_comes_out_with_its_reason_and_harms_no_other(tmp_path, line):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + line + b'\n\n{"n": 2}')
+    first, broken, last = read(path)
+    assert values([first, last]) == [{"n": 1}, {"n": 2}]
+    assert [first["line"], broken["line"], last["line"]] == [1, 2, 4]
+    assert broken["error"].startswith(BROKEN[line]) or BROKEN[line] in broken["error"]
+    json.loads(broken["row"])
+
+
+@given(data=st.binary(max_size=60), ending=st.sampled_from(["jsonl", "csv", "parquet"]))
+@settings(deadline=None, max_examples=100)
+def test_any_bytes_are_read_or_refused_in_the_users_words(tmp_path_factory, data, ending):
+    path = tmp_path_factory.mktemp("raw") / f"x.{ending}"
+    path.write_bytes(data)
+    try:
+        rows = read(path)
+    except UserError as error:
+        assert "data.path: x." in str(error)
+    else:
+        assert all(row["row"] is not None for row in rows)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": "1"}\n')
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfa\r\n1\r\n")
+    assert values(read(tmp_path / "x.jsonl")) == values(read(tmp_path / "x.csv")) == [{"a": "1"}]
+
+
+def test_csv_that_is_not_utf_8_is_told_not_guessed(tmp_path):
+    (tmp_path / "x.csv").write_bytes("a,b\ncafé,1\ntea,2\n".encode("latin-1"))
+    broken, good = read(tmp_path / "x.csv")
+    assert "UTF-8" in broken["error"]
+    assert broken["line"] == 2
+    assert values([good]) == [{"a": "tea", "b": "2"}]
+
+
+def test_csv_rows_with_other_widths_than_the_header_are_told(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1\n1,2\n\n1,2,3\n")
+    short, good, long = read(tmp_path / "x.csv")
+    assert "1 cells where the header has 2" in short["error"]
+    assert "3 cells where the header has 2" in long["error"]
+    assert values([good]) == [{"a": "1", "b": "2"}]
+    assert [row["line"] for row in (short, good, long)] == [2, 3, 5]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    (tmp_path / "x.csv").write_text("a\n" + "x" * 500_000 + "\n")
+    assert len(values(read(tmp_path / "x.csv"))[0]["a"]) == 500_000
+
+
+def test_only_the_first_rows_are_read_if_asked(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(50)))
+    assert read(path, max_rows=7) == read(path)[:7]
+    assert read(path, max_rows=70) == read(path)
+
+
+def test_compressed_files_are_read(tmp_path):
+    with gzip.open(tmp_path / "x.jsonl.gz", "wb") as file:
+        file.write(b'{"a": 1}\n' * 3000)
+    assert len(values(read(tmp_path / "x.jsonl.gz", format="jsonl"))) == 3000
+    whole = (tmp_path / "x.jsonl.gz").read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:20] + b"xxxx" + whole[24:], b"no gzip"):
+        (tmp_path / "y.gz").write_bytes(broken)
+        with pytest.raises(UserError, match=r"data\.path: y\.gz cannot be read as jsonl"):
+            read(tmp_path / "y.gz", format="jsonl")
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.jsonl", b""), ("x.jsonl", b"\n \n"), ("x.csv", b""), ("x.csv", b"a,b\n")])
+def test_a_file_without_rows_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="holds no rows"):
+        read(tmp_path / name)
+
+
+def test_a_missing_file_a_folder_and_an_unknown_ending_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"there is no file nothing\.csv"):
+        read(tmp_path / "nothing.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"folder\.csv cannot be read"):
+        read(tmp_path / "folder.csv")
+    for name, ending in (("x.xlsx", r"\.xlsx"), ("x", "nothing")):
+        with pytest.raises(UserError, match=f"ends in {ending}: say data.format"):
+            format_of(DataParameters(path=name, user="u", assistant="a"))
+    assert format_of(DataParameters(path="X.CSV", user="u", assistant="a")) == "csv"
+    assert format_of(DataParameters(path="x.txt", format="jsonl", user="u", assistant="a")) == "jsonl"

@@ -1,0 +1,174 @@
+"""A prompt has the same tokens in training and in generation, for any template and any merges; masks go by position."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.configuration import FolderParameters, ModelParameters
+from luthier.errors import UserError
+from luthier.models import load_tokenizer, resolve_base
+from luthier.text.chat import check_template, encode, encode_prompt, end_tokens
+
+# none of them has {% generation %}
+TEMPLATES = {
+    "tiny": None,
+    "header": "{% for m in messages %}<|im_start|>{{ m.role }}\n\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}",
+    "instruct": "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}<|im_end|>{% else %}"
+    "[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}",
+    "no end marker": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    "default system": "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+FORGETS = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role != 'assistant' or loop.last %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(
+    lambda text: text.strip() == text and "<|" not in text
+)
+CHATS = st.tuples(st.none() | TEXTS, st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3))
+
+
+def messages_of(chat):
+    """Return a chat as messages."""
+    system, turns = chat
+    told = [{"role": "system", "content": system}] if system else []
+    for user, assistant in turns:
+        told += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return told
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return the tokenizer of tiny:llama, which has no merges."""
+    folder = str(tmp_path_factory.mktemp("models"))
+    return load_tokenizer(
+        resolve_base(ModelParameters(base="tiny:llama"), FolderParameters(root=folder, base_models=folder, work=folder))
+    )
+
+
+@pytest.fixture(scope="module")
+def merging():
+    """Return a tokenizer with merges, also over the borders of turns: without cuts ': ' + 'y' would be one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(
+        ["user: yes\nassistant: yes\n", "assistant:yes", "[/INST] yes", "assistant\nyes", "yes\n\nno"] * 20, trainer
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+@pytest.fixture(params=["tiny", "merging"])
+def tokenizer(request, tiny, merging):
+    """Return each of the tokenizers; a test may set its template."""
+    found = request.getfixturevalue(request.param)
+    before = found.chat_template, found.pad_token
+    yield found
+    found.chat_template, found.pad_token = before
+
+
+@pytest.fixture(params=sorted(TEMPLATES))
+def templated(request, tokenizer, tiny):
+    """Return each tokenizer with each template."""
+    tokenizer.chat_template = TEMPLATES[request.param] or tiny.chat_template
+    return tokenizer
+
+
+@given(chat=CHATS)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_tokens_of_a_prompt_are_those_before_its_answer(templated, chat):
+    messages = messages_of(chat)
+    for end in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
+        prompt = encode_prompt(templated, messages[:end])
+        whole = encode(templated, messages[: end + 1])
+        assert whole.input_ids[: len(prompt)] == prompt
+        assert all(whole.supervised[len(prompt) :])
+        assert not whole.supervised[len(prompt) - 1]
+
+
+@given(chat=CHATS)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_tokens_spell_the_text_of_the_template_and_the_learnt_ones_the_answers(templated, chat):
+    messages = messages_of(chat)
+    encoded = encode(templated, messages)
+    assert len(encoded.input_ids) == len(encoded.supervised)
+    text = templated.apply_chat_template(messages, tokenize=False)
+    assert templated.decode(encoded.input_ids) == text.rstrip("\n")
+    learnt = templated.decode([token for token, learn in zip(encoded.input_ids, encoded.supervised, strict=True) if learn])
+    for _, answer in chat[1]:
+        assert answer in learnt
+        learnt = learnt.replace(answer, "", 1).replace("<|im_end|>", "", 1)
+    assert learnt.strip() == ""
+
+
+@given(chat=CHATS)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_longer_conversation_begins_with_the_shorter_one(templated, chat):
+    messages = messages_of(chat)
+    whole, first = encode(templated, messages), encode(templated, messages[: 2 + (chat[0] is not None)])
+    assert whole.input_ids[: len(first.input_ids)] == first.input_ids
+    assert whole.supervised[: len(first.input_ids)] == first.supervised
+
+
+def test_the_end_marker_is_learnt_although_it_is_the_padding(tokenizer, tiny):
+    tokenizer.chat_template = tiny.chat_template
+    messages = messages_of((None, [("yes", "no"), ("again", "yes")]))
+    before = encode(tokenizer, messages)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    encoded = encode(tokenizer, messages)
+    assert encoded == before
+    assert encoded.input_ids[-1] == tokenizer.eos_token_id
+    marked = [
+        learn for token, learn in zip(encoded.input_ids, encoded.supervised, strict=True) if token == tokenizer.eos_token_id
+    ]
+    assert marked == [False, True, False, True]
+    assert end_tokens(tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_merges_never_reach_over_the_border_of_an_answer(merging):
+    merging.chat_template = TEMPLATES["no end marker"]
+    messages = messages_of((None, [("yes", "yes")]))
+    text = merging.apply_chat_template(messages, tokenize=False).rstrip("\n")
+    prompt = encode_prompt(merging, messages[:-1])
+    # the test would show nothing if this tokenizer did not merge over the border by itself
+    assert merging(text)["input_ids"][: len(prompt)] != prompt
+    assert encode(merging, messages).input_ids[: len(prompt)] == prompt
+
+
+def test_generation_stops_at_what_the_template_puts_after_an_answer(tokenizer, tiny):
+    tokenizer.chat_template = tiny.chat_template.replace("<|im_end|>", "<|endoftext|>")
+    assert end_tokens(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+    tokenizer.chat_template = TEMPLATES["no end marker"]
+    assert end_tokens(tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    tokenizer.chat_template = FORGETS
+    assert encode(tokenizer, messages_of((None, [("a", "b")]))).input_ids
+    with pytest.raises(UserError, match="rewrites earlier turns"):
+        encode(tokenizer, messages_of((None, [("a", "b"), ("c", "d")])))
+
+
+def test_a_tokenizer_without_a_template_is_refused(tokenizer):
+    tokenizer.chat_template = "x"
+    check_template(tokenizer)
+    for template in (None, ""):
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match="no chat template"):
+            check_template(tokenizer)
+
+
+def test_a_conversation_without_an_answer_has_nothing_to_learn(tiny):
+    encoded = encode(tiny, [{"role": "user", "content": "hello"}])
+    assert encoded.input_ids == encoded.supervised == []
+    assert encode_prompt(tiny, [{"role": "user", "content": "hello"}])
