@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import CONTEXT_SETTINGS, KedroCliError
+from kedro.framework.cli.utils import CONTEXT_SETTINGS
 
 from luthier.errors import UserError
 
@@ -17,7 +17,7 @@ class Run(click.Command):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            raise KedroCliError(str(error)) from None
+            raise click.ClickException(str(error)) from None
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, name=__package__)

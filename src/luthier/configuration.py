@@ -75,8 +75,13 @@ def _lines_of_keys(file: Path) -> dict[tuple[str, ...], int]:
     return lines
 
 
-def _origin(path: tuple[str, ...], folders: list[Path]) -> str:
-    """Say which file and line set the key, the last overlay first; `--params` where no file does."""
+def _origin(path: tuple[str, ...], folders: list[Path], overrides: Mapping[str, Any]) -> str:
+    """Say which file and line set the key, the strongest overlay first; `--params` where the command line did."""
+    given: Any = overrides
+    for part in path:
+        given = given.get(part) if isinstance(given, Mapping) else None
+    if given is not None:
+        return "--params"
     for folder in folders:
         for file in sorted(folder.glob("**/parameters*.yml")):
             line = _lines_of_keys(file).get(path)
@@ -96,13 +101,19 @@ def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return list(current.model_fields)
 
 
-def validate_parameters(values: Mapping[str, Any], models: Mapping[str, type[BaseModel]], folders: list[Path]) -> None:
+def validate_parameters(
+    values: Mapping[str, Any],
+    models: Mapping[str, type[BaseModel]],
+    folders: list[Path],
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
     """Check every block of parameters and raise one error that names all problems.
 
     Args:
         values: the merged parameters, one top-level key a block (`seed` is a plain integer).
         models: the pydantic model of each block.
         folders: the configuration folders, the strongest first, where the origin of a key is looked up.
+        overrides: what the command line set.
 
     Raises:
         UserError: with one line a problem: file, line, key, what is wrong, what is allowed.
@@ -111,7 +122,7 @@ def validate_parameters(values: Mapping[str, Any], models: Mapping[str, type[Bas
 
     def where(path: tuple[Any, ...]) -> str:
         names = tuple(str(part) for part in path)
-        return f"{_origin(names, folders)}  {'.'.join(names)}"
+        return f"{_origin(names, folders, overrides or {})}  {'.'.join(names)}"
 
     for name in values:
         if name not in models and name != "seed":

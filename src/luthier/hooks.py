@@ -31,7 +31,7 @@ class ParameterHooks:
         source = Path(context.config_loader.conf_source)
         names = [context.env or context.config_loader.default_run_env, context.config_loader.base_env]
         values = context.config_loader["parameters"]
-        validate_parameters(values, PARAMETERS, [source / name for name in names if name])
+        validate_parameters(values, PARAMETERS, [source / name for name in names if name], context.config_loader.runtime_params)
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -64,20 +64,18 @@ class LineageHooks:
         """Start with nothing recorded."""
         self._recorded: set[str] = set()
         self._root = Path()
+        self._monitor: Any = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Remember where the project stands; let MLflow sample processor, memory and GPU of the runs to come."""
-        import mlflow
-
+        """Remember where the project stands."""
         self._root = Path(context.project_path)
-        mlflow.set_system_metrics_sampling_interval(5)
-        mlflow.enable_system_metrics_logging()
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
         """Tag the run with commit and command, and keep the local changes."""
         import mlflow
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         from luthier.lineage import commit, environment, flatten, local_changes
 
@@ -97,7 +95,25 @@ class LineageHooks:
         values = {name: catalog.load(name) for name in ("parameters",) if name in catalog}
         flat = flatten(values.get("parameters", {}))
         mlflow.log_params({key: str(value)[:500] for key, value in flat.items()})
+        # not enable_system_metrics_logging: kedro-mlflow opens the run anew for each node, with a new monitor each time
+        self._monitor = SystemMetricsMonitor(mlflow.active_run().info.run_id, sampling_interval=5)
+        self._monitor.start()
         mlflow.log_dict({key: str(value) for key, value in flat.items()}, "lineage/parameters.json")
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self) -> None:
+        """Stop sampling the machine before the run is closed."""
+        self._stop_monitor()
+
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self) -> None:
+        """Stop sampling the machine before the run is closed."""
+        self._stop_monitor()
+
+    def _stop_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:

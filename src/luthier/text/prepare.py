@@ -4,6 +4,7 @@ The settings travel with the model, as JSON, so that a served model prepares a c
 """
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -76,6 +77,27 @@ def compact_json(value: Any) -> str:
     if isinstance(value, Undefined):
         str(value)  # raises, naming the column
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def strict_json(text: str) -> Any:
+    """Read JSON as its standard has it: no NaN, no infinity, no nesting that Python cannot follow.
+
+    Raises:
+        ValueError: if the text is anything else.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _no_number(number)
 
 
 class _NotTextError(Exception):

@@ -2,7 +2,6 @@
 
 import json
 import random
-import string
 
 import pyarrow as pa
 import pytest
@@ -14,9 +13,30 @@ from luthier.pipelines.data_processing.parameters import Deduplicate
 from luthier.pipelines.data_processing.validate import content_hash
 from luthier.records import DUPLICATE, RECORD
 
-WORDS = (
-    ["the", "grinder", "of", "my", "order", "came", "late", "and", "broken", "please", "send", "another", "one", "soon", "or", "call", "me", "back", "today", "thanks", "kettle", "jug"]
-)
+WORDS = [
+    "the",
+    "grinder",
+    "of",
+    "my",
+    "order",
+    "came",
+    "late",
+    "and",
+    "broken",
+    "please",
+    "send",
+    "another",
+    "one",
+    "soon",
+    "or",
+    "call",
+    "me",
+    "back",
+    "today",
+    "thanks",
+    "kettle",
+    "jug",
+]
 BODIES = st.lists(st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=8).map(" ".join), min_size=1, max_size=12)
 
 
@@ -93,19 +113,6 @@ def test_no_two_survivors_are_alike(bodies):
     kept, _ = run(records(bodies), near_threshold=0.7)
     sets = [shingles(row["messages"][0]["content"]) for row in kept]
     assert all(jaccard(a, b) < 0.7 for at, a in enumerate(sets) for b in sets[:at])
-
-
-def test_no_two_survivors_are_alike_where_many_are_nearly_so():
-    # form letters: most pairs stand just below the threshold, so every bucket is crowded
-    order = random.Random(0)
-    frame = "".join(order.choices(string.ascii_lowercase, k=60))
-    first = [frame + "".join(order.choices(string.ascii_lowercase, k=18)) for _ in range(250)]
-    second = [body[:-12] + "".join(order.choices(string.ascii_lowercase, k=12)) for body in first]
-    kept, dropped = run(records(first + second))
-    sets = [shingles(row["messages"][0]["content"]) for row in kept]
-    assert jaccard(sets[0], sets[1]) == pytest.approx(0.61, abs=0.02)
-    assert [(a, b) for a in range(len(sets)) for b in range(a) if jaccard(sets[a], sets[b]) >= 0.7] == []
-    assert len(dropped) >= 200
 
 
 @given(BODIES)

@@ -20,7 +20,7 @@ from luthier.pipelines.training import launch
 from tests.pipelines.training import jobs
 
 STEPS, EVERY = 10, 3
-HERE = Path(__file__).parent
+PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 # how often a run of 10 steps that saves after 3, 6, 9 and 10 calls each function
 CALLS = {"optimiser step": 10, "file of a checkpoint": 8, "manifest": 5, "rename": 5, "clearing": 7}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.2}  # so that the random state matters
@@ -54,7 +54,7 @@ def whole(home):
 def launched_with_moments(monkeypatch):
     """Let the launcher start `killed_worker` in the place of the worker."""
     monkeypatch.setattr(launch, "WORKER", "killed_worker")
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
 
 
 def set_moment(folder, **moment):
@@ -79,7 +79,8 @@ def processes_of(folder):
 
 def random_kill(chance):
     call = chance.choice(list(CALLS))
-    return {"call": call, "number": chance.randint(1, CALLS[call]), "after": chance.random() < 0.5}
+    # not too late, so that some steps are left to do after several kills
+    return {"call": call, "number": chance.randint(1, CALLS[call] // 2), "after": chance.random() < 0.5}
 
 
 # -- killed -------------------------------------------------------------------------------------------------------------
@@ -106,12 +107,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(home, whole, tmp_path, call, see
 def test_a_run_killed_again_and_again_goes_on_to_the_same_bytes(home, whole, tmp_path, seed):
     chance = random.Random(seed)
     folder = launch.open_job(tmp_path / "work", home.job())
-    kills = 0
+    kills, saved = 0, []
     for _ in range(4):
         status = jobs.forge().work(folder, random_kill(chance))
         assert status in (0, -signal.SIGKILL), log(folder)
         kills += status != 0
+        saved += jobs.checkpoint_steps(folder)
     assert log(folder).count("killed ") == kills > 0
+    assert EVERY in saved  # it went on from the middle at least once
     jobs.forge().train(home.job(), tmp_path / "work")
     assert_same_end(folder, whole)
 
@@ -197,9 +200,11 @@ launch.run_worker(folder, 1, 1, "cpu", print)
 def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path):
     folder = tmp_path / "work" / whole.name
     command = [sys.executable, "-c", ORPHAN_MAKER, json.dumps(home.job()), str(tmp_path / "work")]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(HERE)}, stdout=subprocess.DEVNULL) as parent:
-        jobs.wait_until((folder / "held").exists, "the worker is in step 5")
-        parent.kill()
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, stdout=subprocess.DEVNULL) as parent:
+        try:
+            jobs.wait_until((folder / "held").exists, "the worker is in step 5")
+        finally:
+            parent.kill()
     assert processes_of(folder)
     (folder / "go").touch()
     jobs.wait_until(lambda: not processes_of(folder), "the orphan has left")

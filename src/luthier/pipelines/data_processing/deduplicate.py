@@ -7,6 +7,7 @@ messages that differ in an order number are different messages.
 """
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,6 @@ from luthier.pipelines.data_processing.parameters import Deduplicate
 from luthier.records import DUPLICATE
 
 GRAM = 5
-# Members of a bucket that each is compared with. One would do if buckets held duplicates alone; in a crowd of form
-# letters just below the threshold the duplicate must be among them to be found.
-NEIGHBOURS = 64
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -39,7 +37,7 @@ def _user_text(messages: list[dict[str, str]]) -> str:
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
-def _candidates(sets: list[frozenset[str]], parameters: Deduplicate) -> list[tuple[int, int]]:
+def _candidates(sets: list[frozenset[str]], parameters: Deduplicate) -> set[tuple[int, int]]:
     """Pairs that share a band of their signatures: at threshold 0.7, 32 bands of 4 rows miss one pair in 6,000."""
     rows = parameters.permutations // parameters.bands
     buckets: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
@@ -49,11 +47,9 @@ def _candidates(sets: list[frozenset[str]], parameters: Deduplicate) -> list[tup
         digest = signature.digest()
         for band in range(parameters.bands):
             buckets[band, tuple(digest[band * rows : (band + 1) * rows])].append(number)
-    pairs = [np.empty(0, np.int64)]  # a pair as one number, which keeps millions of them small
-    for members in buckets.values():
-        places = np.asarray(members, np.int64)
-        pairs += [places[:-step] * len(sets) + places[step:] for step in range(1, min(len(places), NEIGHBOURS + 1))]
-    return [divmod(int(pair), len(sets)) for pair in np.unique(np.concatenate(pairs))]
+    # neighbours alone: a chain joins a bucket of duplicates. In a crowd of form letters just below the threshold a pair
+    # just above it may never be neighbours, and is missed.
+    return {pair for members in buckets.values() for pair in pairwise(members)}
 
 
 def _clusters(sets: list[frozenset[str]], parameters: Deduplicate) -> np.ndarray:

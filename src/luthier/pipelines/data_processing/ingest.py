@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from luthier.configuration import DataParameters
 from luthier.errors import UserError
 from luthier.records import INGESTED
+from luthier.text.prepare import strict_json
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
@@ -34,24 +35,20 @@ def format_of(data: DataParameters) -> str:
     return FORMATS[ending]
 
 
-def _not_a_number(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
 def _read_jsonl(file: Any) -> Iterator[tuple[int, Any, str | None]]:
     for number, line in enumerate(file, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
-            row = json.loads(text, parse_constant=_not_a_number)
+            row = strict_json(text)
         except UnicodeDecodeError as error:
             yield (
                 number,
                 line.decode("utf-8", errors="replace").rstrip("\n"),
                 f"is not UTF-8: {error.reason} at byte {error.start}",
             )
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield number, text.rstrip("\n"), f"is not JSON: {error}"
         else:
             if isinstance(row, dict):

@@ -13,7 +13,7 @@ from luthier.configuration import DataParameters
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.parameters import Validate
 from luthier.records import QUARANTINED, RECORD
-from luthier.text.prepare import Message, PromptSettings, RowError, conversation
+from luthier.text.prepare import Message, PromptSettings, RowError, conversation, strict_json
 
 
 def load_answer_schema(path: str) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def _check_answer(answer: str, validator: Draft202012Validator | None) -> None:
     if validator is None:
         return
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError) as error:
+        value = strict_json(answer)
+    except ValueError as error:
         raise RowError(f"the answer is not JSON: {error}") from error
     errors = sorted(validator.iter_errors(value), key=lambda e: [str(p) for p in e.absolute_path])
     if errors:

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
-from luthier.text.prepare import compact_json
+from luthier.text.prepare import compact_json, strict_json
 
 Answer = dict[str, Any]
 
@@ -17,26 +17,34 @@ Answer = dict[str, Any]
 def as_fields(answer: str) -> Answer:
     """Return the fields of an answer: those of a JSON object, or the whole text as the one field `answer`."""
     try:
-        value = json.loads(answer)
+        value = strict_json(answer)
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"answer": answer}
 
 
-def as_text(fields: Answer) -> str:
-    """Turn fields back into an answer."""
-    return str(fields["answer"]) if list(fields) == ["answer"] else compact_json(fields)
+def _columns(answers: Sequence[str]) -> dict[str, list[str]]:
+    """Return each field's values as JSON, an empty string where an answer leaves the field out."""
+    rows = [as_fields(answer) for answer in answers]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [compact_json(row[name]) if name in row else "" for row in rows] for name in names}
+
+
+def _as_answer(values: dict[str, str], known: Sequence[str]) -> str:
+    """Turn the fields' values, as JSON, into an answer of the form that the known ones have."""
+    fields = {name: json.loads(value) for name, value in values.items() if value}
+    plain = as_fields(known[0]) == {"answer": known[0]}
+    return str(fields.get("answer", "")) if plain else compact_json(fields)
 
 
 def majority_answer(answers: Sequence[str]) -> str:
     """Return the answer made of each field's most frequent value in training; ties go to the value first in order."""
-    rows = [as_fields(answer) for answer in answers]
-    return as_text({field: _most_common([row.get(field) for row in rows]) for field in rows[0]})
+    return _as_answer({field: _most_common(values) for field, values in _columns(answers).items()}, answers)
 
 
-def _most_common(values: Sequence[Any]) -> Any:
-    counts = Counter(compact_json(value) for value in values)
-    return json.loads(min(counts, key=lambda value: (-counts[value], value)))
+def _most_common(values: Sequence[str]) -> str:
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
 
 
 def tfidf_answers(train_texts: Sequence[str], train_answers: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -45,20 +53,21 @@ def tfidf_answers(train_texts: Sequence[str], train_answers: Sequence[str], text
     A value that occurs once cannot be learnt by a classifier and is left out: a field of such values, like an order
     number, falls back to its most frequent value. Extraction is what a classifier cannot do.
     """
-    rows = [as_fields(answer) for answer in train_answers]
+    if not texts:
+        return []
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, max_features=50_000)
     features = make_union(words, characters).fit(train_texts)
     known, asked = features.transform(train_texts), features.transform(texts)
-    predicted: dict[str, list[Any]] = {}
-    for field in rows[0]:
-        values = [compact_json(row.get(field)) for row in rows]
+    predicted: dict[str, list[str]] = {}
+    for field, values in _columns(train_answers).items():
         counts = Counter(values)
         usable = [number for number, value in enumerate(values) if counts[value] > 1]
         labels = [values[number] for number in usable]
         if len(set(labels)) < 2:
-            predicted[field] = [_most_common([row.get(field) for row in rows])] * len(texts)
+            predicted[field] = [_most_common(values)] * len(texts)
         else:
             classifier = make_pipeline(LogisticRegression(C=20, max_iter=500))
-            predicted[field] = [json.loads(value) for value in classifier.fit(known[usable], labels).predict(asked)]
-    return [as_text({field: values[number] for field, values in predicted.items()}) for number in range(len(texts))]
+            predicted[field] = [str(value) for value in classifier.fit(known[usable], labels).predict(asked)]
+    rows = [{field: values[number] for field, values in predicted.items()} for number in range(len(texts))]
+    return [_as_answer(row, train_answers) for row in rows]

@@ -132,13 +132,14 @@ def as_markdown(evaluation: dict[str, Any], errors: pd.DataFrame) -> str:
     """Write the comparison as Markdown."""
 
     def table(header: list[str], rows: list[list[str]]) -> str:
-        return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, ["---"] * len(header), *rows]]
+        return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
     def code(text: str) -> str:
-        return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"
+        return "`" + text.replace("`", "'").replace("\n", " ") + "`"
 
     told = [
-        [row["id"], code(row["prompt"][:160]), code(row["expected"]), code(row["answer"][:160])]
+        [code(row["id"]), code(row["prompt"][:160]), code(row["expected"]), code(row["answer"][:160])]
         for row in errors.to_dict("records")
     ]
     others = [label for name, label in LABELS.items() if name != "tuned"]

@@ -1,15 +1,15 @@
 """Judge answers one by one, then put figures with intervals on each model and on the differences between them."""
 
-import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jsonschema import Draft202012Validator
 
+from luthier.artefacts import canonical_json
 from luthier.pipelines.evaluation.baselines import as_fields
 from luthier.stats import Estimate, Floats, mean_of, ratio_of, resamples
-from luthier.text.prepare import compact_json
+from luthier.text.prepare import compact_json, strict_json
 
 MODELS = ("majority", "tfidf", "base", "tuned")
 
@@ -26,30 +26,44 @@ def score_answers(answers: pd.DataFrame, schema: dict[str, Any]) -> pd.DataFrame
         (expected value as JSON) and `said_FIELD` (answered value, or an empty string).
     """
     validator = Draft202012Validator(schema) if schema else None
-    return pd.DataFrame(
-        [{**row, **_judge(str(row["answer"]), str(row["expected"]), validator)} for row in answers.to_dict("records")]
-    )
+    rows = answers.to_dict("records")
+    fields = list(dict.fromkeys(name for row in rows for name in as_fields(str(row["expected"]))))
+    return pd.DataFrame([{**row, **_judge(str(row["answer"]), str(row["expected"]), fields, validator)} for row in rows])
 
 
-def _judge(answer: str, expected: str, validator: Draft202012Validator | None) -> dict[str, Any]:
+def _judge(answer: str, expected: str, fields: list[str], validator: Draft202012Validator | None) -> dict[str, Any]:
     wanted = as_fields(expected)
-    structured = list(wanted) != ["answer"]
+    plain = wanted == {"answer": expected}
     try:
-        said = json.loads(answer) if structured else {"answer": answer}
-    except (ValueError, RecursionError):
-        said = None
-    valid = isinstance(said, dict) and (validator is None or not structured or validator.is_valid(said))
-    fields = said if isinstance(said, dict) else {}
-    right = {field: field in fields and fields[field] == value for field, value in wanted.items()}
-    facts: dict[str, Any] = {
-        "valid": valid,
-        "exact_match": said == wanted,
-        "field_accuracy": float(np.mean(list(right.values()))),
-    }
-    for field, value in wanted.items():
-        facts |= {f"right_{field}": right[field], f"is_{field}": compact_json(value)}
-        facts[f"said_{field}"] = compact_json(fields[field]) if field in fields else ""
+        value, is_json = strict_json(answer), True
+    except ValueError:
+        value, is_json = None, False
+    said = {"answer": answer} if plain else value if isinstance(value, dict) else {}
+    try:
+        valid = is_json and validator.is_valid(value) if validator else plain or isinstance(value, dict)
+        shown = {field: (_as_json(wanted, field), _as_json(said, field)) for field in fields}
+        exact = answer == expected if plain else is_json and canonical_json(value) == canonical_json(wanted)
+        right = {field: _same(wanted, said, field) for field in fields}
+    except RecursionError:  # JSON that is barely too deep to be judged
+        return _judge("", expected, fields, validator)
+    # a field that is rightly left out by both says nothing about who is better
+    told = [right[field] for field in wanted] or [exact]
+    facts: dict[str, Any] = {"valid": valid, "exact_match": exact, "field_accuracy": float(np.mean(told))}
+    for field, (is_value, said_value) in shown.items():
+        facts |= {f"right_{field}": right[field], f"is_{field}": is_value, f"said_{field}": said_value}
     return facts
+
+
+def _as_json(values: dict[str, Any], field: str) -> str:
+    """Return a field as JSON that any file can hold, or an empty string if the answer leaves it out."""
+    return compact_json(values[field]).encode(errors="replace").decode() if field in values else ""
+
+
+def _same(one: dict[str, Any], other: dict[str, Any], field: str) -> bool:
+    """Compare as JSON: true is not 1, and null is not left out."""
+    if field not in one or field not in other:
+        return field not in one and field not in other
+    return canonical_json(one[field]) == canonical_json(other[field])
 
 
 def fields_of(scores: pd.DataFrame) -> list[str]:

@@ -1,0 +1,149 @@
+"""The shipped messages are as their README says, and the shipped pipeline does with them what it promises."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from luthier.configuration import DataParameters, FolderParameters
+from luthier.pipelines.data_processing.deduplicate import deduplicate
+from luthier.pipelines.data_processing.ingest import read_rows
+from luthier.pipelines.data_processing.parameters import DataProcessingParameters
+from luthier.pipelines.data_processing.split import split
+from luthier.pipelines.data_processing.validate import load_answer_schema, validate_rows
+from luthier.text.prepare import PromptSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW = ROOT / "data/01_raw"
+PLANTED = json.loads((RAW / "planted_defects.json").read_text(encoding="utf-8"))
+DEFECTS = PLANTED["defects"]
+BAD = {"empty_body", "oversize", "wrong_type", "missing_label", "unknown_label", "truncated_json"}
+DUPLICATES = {"exact_duplicate", "near_duplicate"}
+
+
+def grams(text: str, size: int) -> set[tuple[str, ...]]:
+    """Return the word n-grams of a text."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[at : at + size]) for at in range(len(words) - size + 1)}
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """Return the lines of the file that are JSON, by number."""
+    found = {}
+    for number, line in enumerate((RAW / "support_messages.jsonl").read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            found[number] = json.loads(line)
+        except ValueError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def processed():
+    """Run the steps with the parameters of conf/base, and return their tables."""
+    base = yaml.safe_load((ROOT / "conf/base/parameters.yml").read_text())
+    steps = yaml.safe_load((ROOT / "conf/base/parameters_data_processing.yml").read_text())["data_processing"]
+    data, parameters = DataParameters(**base["data"]), DataProcessingParameters(**steps)
+    folders = FolderParameters(root=str(ROOT), base_models="", work="")
+    rows = read_rows(data, folders.locate(data.path))
+    prompt = PromptSettings(system=data.system, user=data.user, assistant=data.assistant)
+    schema = load_answer_schema(folders.locate(data.answer_schema))
+    records, quarantine = validate_rows(rows, data, prompt, parameters.validate_rows, schema)
+    kept, dropped = deduplicate(records, parameters.deduplicate)
+    sides = split(kept, parameters.split, base["seed"])
+    return {"rows": rows, "records": records, "quarantine": quarantine, "kept": kept, "dropped": dropped, "sides": sides}
+
+
+def test_there_are_as_many_records_and_defects_as_told(processed, lines):
+    assert processed["rows"].num_rows == PLANTED["records"] >= 1000
+    readme = (RAW / "README.md").read_text(encoding="utf-8")
+    table = {kind: int(count) for kind, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", readme, re.MULTILINE)}
+    assert Counter(defect["kind"] for defect in DEFECTS) == table
+    assert f"{PLANTED['records']:,} messages" in readme
+    for defect in DEFECTS:
+        if defect["line"] in lines:
+            assert lines[defect["line"]].get("id") == defect["id"]
+
+
+def test_no_phrase_is_repeated_as_a_template_would(lines):
+    copies = {defect["line"] for defect in DEFECTS if defect["kind"] in DUPLICATES}
+    bodies = [row["body"] for number, row in lines.items() if number not in copies and isinstance(row.get("body"), str)]
+    counts = Counter(gram for body in bodies for gram in grams(body, 6))
+    gram, count = counts.most_common(1)[0]
+    assert count <= 0.01 * len(bodies), f"{' '.join(gram)!r} stands in {count} bodies"
+
+
+def test_the_planted_bad_rows_and_no_others_are_in_quarantine(processed):
+    expected = {defect["line"] for defect in DEFECTS if defect["kind"] in BAD}
+    assert set(processed["quarantine"].column("line").to_pylist()) == expected
+    assert all(processed["quarantine"].column("reason").to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("empty_body", "the user's message is empty"),
+        ("oversize", "characters, more than"),
+        ("wrong_type", "must be text|is not of type"),
+        ("missing_label", "is a required property|has no column 'answer'|answer is empty|None is not of type"),
+        ("unknown_label", "is not one of|does not match"),
+        ("truncated_json", "is not JSON"),
+    ],
+)
+def test_the_reason_fits_the_kind_of_defect(processed, kind, reason):
+    at = {defect["line"]: defect["note"] for defect in DEFECTS if defect["kind"] == kind}
+    told = [row for row in processed["quarantine"].to_pylist() if row["line"] in at]
+    assert len(told) == len(at)
+    for row in told:
+        assert re.search(reason, row["reason"]), row
+        field = re.match(r"^(?:channel is an object, )?(subject|body) is (?:an?|null)", at[row["line"]])
+        assert not field or row["reason"].startswith(f"{field[1]} must be text")
+
+
+def test_of_every_planted_pair_exactly_one_is_dropped_and_nothing_else(processed):
+    dropped = {row["id"]: row for row in processed["dropped"].to_pylist()}
+    pairs = [(defect["id"], defect["of"]) for defect in DEFECTS if defect["kind"] in DUPLICATES]
+    for pair in pairs:
+        assert sum(name in dropped for name in pair) == 1, pair
+    planted = {name for pair in pairs for name in pair}
+    assert [(name, row["survivor"]) for name, row in dropped.items() if name not in planted] == []
+    exact = {defect["id"] for defect in DEFECTS if defect["kind"] == "exact_duplicate"}
+    copied = exact | {defect["of"] for defect in DEFECTS if defect["kind"] == "exact_duplicate"}
+    assert all(row["kind"] == ("exact" if name in copied else "near") for name, row in dropped.items())
+
+
+def test_all_other_kinds_stay(processed):
+    kept = set(processed["kept"].column("id").to_pylist())
+    others = {defect["id"] for defect in DEFECTS if defect["kind"] not in BAD | DUPLICATES}
+    assert others
+    assert others <= kept
+    assert processed["sides"].num_rows == len(kept)
+
+
+def test_every_row_is_accounted_for(processed):
+    count = {name: table.num_rows for name, table in processed.items()}
+    assert count["rows"] == count["records"] + count["quarantine"]
+    assert count["records"] == count["kept"] + count["dropped"]
+    assert count["sides"] == count["kept"]
+
+
+def test_no_message_of_the_test_side_resembles_one_of_training(processed):
+    sides = {"train": [], "validation": [], "test": []}
+    for row in processed["sides"].to_pylist():
+        sides[row["split"]].append((row["id"], grams(json.loads(row["row"])["body"], 5)))
+    assert len(sides["test"]) >= 100
+    holders: dict[tuple[str, ...], list[int]] = {}
+    for number, (_, own) in enumerate(sides["train"]):
+        for gram in own:
+            holders.setdefault(gram, []).append(number)
+    compared = 0
+    for name, own in sides["test"]:
+        for number in {number for gram in own for number in holders.get(gram, [])}:
+            other, theirs = sides["train"][number]
+            compared += 1
+            assert len(own & theirs) / len(own | theirs) <= 0.3, (name, other)
+    assert compared
