@@ -129,7 +129,7 @@ def test_missing_inputs_name_the_pipeline_that_makes_them(project):
         ),
         ("data.path=data/01_raw/nothing.jsonl", ["data.path: there is no file data/01_raw/nothing.jsonl"]),
         ("model.base=packaged:smollm3", ["no packaged model 'smollm3'", "smollm2-135m-instruct"]),
-        ("model.base=some-team/some-model", ["could be fetched from the Hugging Face hub", "Without network"]),
+        ("model.base=some-team/some-model", ["fetched from the Hugging Face hub", "Without network"]),
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(project, params, expected):

@@ -25,7 +25,8 @@ from luthier.text.prepare import compact_json
 NASTY = [
     "a",
     "<script>alert(1)</script>",
-    "$\\frac{$ and $5",
+    "$\\frac{$",
+    "$5 and $6_{",
     "pipe | and `tick`",
     "ü 😀 \u202e",
     '&amp; "quote" \'',
@@ -88,7 +89,7 @@ def test_the_page_shows_every_text_as_text_and_needs_no_network(scored):
     page = Page(as_html(evaluation, scores, errors, DATA, plot_history(HISTORY)))
     assert "script" not in page.tags
     assert page.tags.count("svg") == 3
-    assert all(link.startswith("#") for link in page.links)
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
     for prompt in errors["prompt"]:
         assert prompt in page.data
     told = " ".join(page.data)

@@ -33,6 +33,15 @@ def metric_name(metric: str) -> str:
     return known.get(metric, metric)
 
 
+def _literal(text: str) -> str:
+    r"""Return a label in which matplotlib sees no formula: two dollar signs would make one.
+
+    >>> _literal("$5 to $9")
+    '\\$5 to \\$9'
+    """
+    return text.replace("$", r"\$")
+
+
 def plot_comparison(evaluation: dict[str, Any]) -> Figure:
     """Draw the accuracies of all models side by side, with their intervals."""
     metrics = ["field_accuracy", "exact_match", *(f"accuracy_{field}" for field in evaluation["fields"])]
@@ -47,7 +56,7 @@ def plot_comparison(evaluation: dict[str, Any]) -> Figure:
         errors = np.abs(np.array([[f["low"] for f in figures], [f["high"] for f in figures]]) - values)
         at = np.arange(len(metrics)) + (place - 1.5) * height
         axes.barh(at, values, height, xerr=errors, color=COLOURS[name], label=label, error_kw={"elinewidth": 0.8})
-    axes.set_yticks(np.arange(len(metrics)), [metric_name(metric) for metric in metrics])
+    axes.set_yticks(np.arange(len(metrics)), [_literal(metric_name(metric)) for metric in metrics])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("share right on held-out messages, with 95 % bootstrap interval")
@@ -77,11 +86,11 @@ def plot_confusion(scores: pd.DataFrame, field: str, most: int = 25) -> Figure:
             fontsize=7,
             color="white" if value > counts.to_numpy().max() / 2 else "black",
         )
-    names = [name.strip('"') for name in counts.columns]
+    names = [_literal(name.strip('"')) for name in counts.columns]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), [name.strip('"') for name in classes], fontsize=8)
-    axes.set_xlabel(f"{field}: the tuned model's answer")
-    axes.set_ylabel(f"{field}: right")
+    axes.set_yticks(range(len(classes)), [_literal(name.strip('"')) for name in classes], fontsize=8)
+    axes.set_xlabel(f"{_literal(field)}: the tuned model's answer")
+    axes.set_ylabel(f"{_literal(field)}: right")
     return figure
 
 
