@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 from commands import kedro_in, make_project, output
+from hypothesis import settings
+
+# the same examples on every run: a failure in CI is a failure at home
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture
