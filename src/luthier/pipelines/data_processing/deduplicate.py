@@ -38,7 +38,7 @@ def _user_text(messages: list[dict[str, str]]) -> str:
 
 
 def _candidates(sets: list[frozenset[str]], parameters: Deduplicate) -> set[tuple[int, int]]:
-    """Pairs that share a band of their signatures: at threshold 0.7, 32 bands of 4 rows miss one pair in 6,000."""
+    """Pairs that share a band of their signatures; in a crowd of like texts only a window of neighbours is paired."""
     rows = parameters.permutations // parameters.bands
     buckets: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
     for number, grams in enumerate(sets):

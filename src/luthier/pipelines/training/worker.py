@@ -1,4 +1,4 @@
-"""The training worker: one process of a job, started by torch.distributed.run. It knows neither Kedro nor MLflow.
+"""The training worker: one process of a job, started by torch.distributed.run. It uses neither Kedro nor MLflow.
 
     job file -> setup -> fit -> finish
 
