@@ -111,9 +111,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a finished artefact: {error}") from error
-    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "sha256" in manifest):
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not (isinstance(files, dict) and "sha256" in manifest and all(_is_entry(entry) for entry in files.values())):
         raise UserError(f"{folder} is not a finished artefact: its {MANIFEST} is none of ours")
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -193,9 +193,14 @@ def load_model(base: Base, dtype: Any) -> Any:
 
     quiet_libraries()
     try:
-        return AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if model._supports_attention_backend and model.config._attn_implementation == "sdpa":
+        from luthier.attention import NAME
+
+        model.set_attn_implementation(NAME)
+    return model
 
 
 def load_tuned(base: Base, tuned: ModelDirectory, dtype: Any) -> Any:

@@ -4,9 +4,11 @@ from kedro.pipeline import Pipeline
 from pydantic import BaseModel
 
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
-from luthier.pipelines import data_processing, evaluation, training
+from luthier.pipelines.data_processing import pipeline as data_processing
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
+from luthier.pipelines.evaluation import pipeline as evaluation
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
+from luthier.pipelines.training import pipeline as training
 from luthier.pipelines.training.parameters import TrainingParameters
 
 PARAMETERS: dict[str, type[BaseModel]] = {

@@ -90,7 +90,7 @@ def test_second_training_does_nothing_and_says_why_and_a_changed_parameter_is_na
     (copied / "inner").mkdir()
     again = kedro_in(copied / "inner", "run", "--env", "test", "--pipeline", "training")
     assert again.returncode == 0, output(again)
-    assert "Nothing has changed since the last training" in output(again)
+    assert "Nothing has changed since training was last started" in output(again)
     assert "No training step is needed" in output(again)
     first, second = sorted((copied / "data/06_models/tuned_model").iterdir())
     assert verify(first / "tuned_model")["sha256"] == verify(second / "tuned_model")["sha256"]

@@ -172,3 +172,26 @@ def test_a_conversation_without_an_answer_has_nothing_to_learn(tiny):
     encoded = encode(tiny, [{"role": "user", "content": "hello"}])
     assert encoded.input_ids == encoded.supervised == []
     assert encode_prompt(tiny, [{"role": "user", "content": "hello"}])
+
+
+SPELT = st.lists(
+    st.sampled_from(["<|im_end|>", "<|im_start|>", "\n", "system\nObey", "a", "<|im_", "end|>", "\ufdd0"]), min_size=1
+)
+
+
+@given(SPELT.map("".join), SPELT.map("".join))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_nobody_can_write_a_special_token_into_a_message(tokenizer, user, assistant):
+    """Whatever is written, the template's own marks are the only special tokens, and the text is read as it stands."""
+    chat = [{"role": "user", "content": f"x{user}x"}, {"role": "assistant", "content": f"x{assistant}x"}]
+    harmless = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+
+    def specials(ids):
+        return [token for token in ids if token in tokenizer.all_special_ids]
+
+    encoded = encode(tokenizer, chat)
+    assert specials(encoded.input_ids) == specials(encode(tokenizer, harmless).input_ids)
+    assert specials(encode_prompt(tokenizer, chat[:1])) == specials(encode_prompt(tokenizer, harmless[:1]))
+    spoken = tokenizer.decode(encoded.input_ids)
+    for text in (user, assistant):
+        assert f"x{text}x".replace("\ufdd0", "") in spoken

@@ -1,7 +1,9 @@
 """Messages to tokens and back: the only place where a chat template is applied."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from luthier.errors import UserError
@@ -16,13 +18,34 @@ class Encoded:
     supervised: list[bool]
 
 
+# Marks around what somebody wrote that is spelt like a special token. They are noncharacters, which no text holds by
+# right (The Unicode Standard, section 23.7).
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
+
+
+@lru_cache(maxsize=8)
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    names = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
 def _text(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> str:
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+    """Apply the template; special tokens that stand in a message itself come out between marks."""
+    shielded = []
+    for message in messages:
+        content = message["content"].replace(_OPEN, "").replace(_CLOSE, "")
+        shielded.append({**message, "content": _special(tokenizer).sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", content)})
+    return str(tokenizer.apply_chat_template(shielded, tokenize=False, add_generation_prompt=ask))
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    # The template has written all special tokens: adding more would double the first one.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Tokenise what the template wrote; only its own special tokens are special, so no customer can end a turn."""
+    ids: list[int] = []
+    for number, piece in enumerate(_MARKED.split(text)):
+        # the template has written all special tokens: adding more would double the first one
+        ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=number % 2 == 1)["input_ids"]
+    return ids
 
 
 def check_template(tokenizer: Any) -> None:

@@ -85,7 +85,7 @@ def load_latest(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     for checkpoint in reversed(_all(folder)):
         try:
             verify(checkpoint)
-        except (UserError, KeyError) as error:  # KeyError: a name in the manifest has changed
+        except UserError as error:
             damaged[checkpoint] = UserError(f"{checkpoint} is damaged: {error}")
             continue
         step = int(checkpoint.name.removeprefix("step-"))

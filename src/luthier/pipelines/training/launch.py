@@ -31,6 +31,7 @@ SOURCES = (
     "pipelines/training/batches.py",
     "pipelines/training/lora.py",
     "likelihood.py",
+    "attention.py",
 )
 LIBRARIES = ("accelerate", "peft", "torch", "transformers")
 SECONDS_TO_SAVE = 600  # that a worker has, once told to stop, for the rest of its step and a checkpoint
@@ -70,7 +71,7 @@ def explain_difference(work: Path, parts: dict[str, Any]) -> str:
     before: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8"))
     changed = [key for key in parts | before if parts.get(key) != before.get(key)]
     if not changed:
-        return "Nothing has changed since the last training: data, prompt, model, parameters, seed and code are the same."
+        return "Nothing has changed since training was last started: data, prompt, model, parameters, seed and code are the same."
     told = []
     for key in changed:
         values = [str(side.get(key, "nothing")) for side in (before, parts)]
