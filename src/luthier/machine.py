@@ -1,6 +1,7 @@
 """What this machine can compute in, and how its memory is used."""
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,4 +38,12 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         for setting, value in ((mmap_max, 2**16), (trim_threshold, 2**17), (top_pad, 2**17), (mmap_threshold, 2**17)):
             libc.mallopt(setting, value)
+        libc.malloc_trim(0)
+
+
+def give_back_freed_memory() -> None:
+    """Return what this process no longer uses to the system, before another process needs it."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
         libc.malloc_trim(0)

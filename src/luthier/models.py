@@ -200,6 +200,9 @@ def load_model(base: Base, dtype: Any) -> Any:
         from luthier.attention import NAME
 
         model.set_attn_implementation(NAME)
+    # A frozen layer whose input is a slice (the last position of each prompt) makes torch copy its weights for every row
+    # of the batch (`should_fold` in ATen's matmul): for a head of 50,000 tokens that is gigabytes, and seconds.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     return model
 
 

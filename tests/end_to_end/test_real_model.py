@@ -1,15 +1,47 @@
 """The README's first command, with the real model: it gets measurably better on messages that it has not seen."""
 
 import json
-import resource
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psutil
 import pytest
 from commands import kedro_in, output
 
 
+@contextmanager
+def peak_memory_of_children() -> Iterator[list[int]]:
+    """Watch the processes that this one starts; the list's item is the most bytes that they ever held together.
+
+    What several processes share is counted once (proportional set size, proc(5)).
+    """
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            held = 0
+            for process in psutil.Process(os.getpid()).children(recursive=True):
+                try:
+                    held += process.memory_full_info().pss
+                except psutil.Error:  # it has ended
+                    continue
+            peak[0] = max(peak[0], held)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        watcher.join()
+
+
 @pytest.mark.slow
 def test_the_real_model_gets_better(project):
-    done = kedro_in(project, "run", timeout=2_400)
+    with peak_memory_of_children() as peak:
+        done = kedro_in(project, "run", timeout=2_400)
     assert done.returncode == 0, output(done)
     (path,) = (project / "data/08_reporting/evaluation.json").glob("*/evaluation.json")
     evaluation = json.loads(path.read_text())
@@ -20,5 +52,4 @@ def test_the_real_model_gets_better(project):
     assert over_base["low"] > 0
     assert over_majority["value"] >= 0.10
     assert over_majority["low"] > 0
-    # the largest of all child processes, in KiB
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6 * 2**20
+    assert 2**30 < peak[0] < 6e9

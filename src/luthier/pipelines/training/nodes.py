@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from luthier.configuration import FolderParameters, ModelParameters
+from luthier.machine import give_back_freed_memory
 from luthier.models import ModelDirectory, resolve_base
 from luthier.pipelines.training import launch
 from luthier.pipelines.training.parameters import TrainingParameters
@@ -65,6 +66,7 @@ def train(
                 done[-1]["step"],
                 plan["steps"],
             )
+        give_back_freed_memory()
         with TrainingProgress(plan["steps"]) as progress:
             launch.run_worker(folder, parameters.processes, plan["threads_per_process"], plan["device"], progress.update)
         launch.clear_checkpoints(folder)

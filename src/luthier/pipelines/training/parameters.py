@@ -35,7 +35,7 @@ class TrainingParameters(Parameters):
     """Stop after this many optimiser steps; null trains all epochs."""
     batch_size: int = Field(default=16, ge=1)
     """Examples per optimiser step, over all processes."""
-    micro_batch_tokens: int = Field(default=2048, ge=16)
+    micro_batch_tokens: int = Field(default=1536, ge=16)
     """Padded tokens that one process computes at once: bounds the memory, never changes the result but for rounding."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate: about 1e-3 for adapters of a small model, 1e-5 for all weights."""
