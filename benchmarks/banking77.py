@@ -69,14 +69,14 @@ def run() -> list[dict]:
         {**info, "what": "training rows", "ours": data["examples"]["train"], "unit": "rows"},
         {**info, "what": "held-out rows", "ours": evaluation["examples"], "unit": "rows"},
         {
-            "what": "held-out accuracy over 77 labels, against TF-IDF + logistic regression",
+            "what": "held-out accuracy over 77 labels, at least; the peer is TF-IDF + logistic regression",
             "ours": tuned["value"],
             "peer": tfidf,
             "unit": "share",
             "ratio": ratio,
-            "kind": "info",
-            "goal": "0.60 ours",
+            "kind": "goal",
+            "goal": 0.60,
         },
-        {**info, "what": "training", "ours": summary["seconds"] / 60, "unit": "minutes", "goal": 12},
+        {**info, "kind": "goal", "what": "training", "ours": summary["seconds"] / 60, "unit": "minutes, at most", "goal": 12},
         {**info, "what": "whole command", "ours": whole / 60, "unit": "minutes"},
     ]
