@@ -27,7 +27,9 @@ class ParameterHooks:
         """
         from luthier.configuration import validate_parameters
         from luthier.pipeline_registry import PARAMETERS
+        from luthier.quiet import quiet_trackers
 
+        quiet_trackers()
         source = Path(context.config_loader.conf_source)
         names = [context.env or context.config_loader.default_run_env, context.config_loader.base_env]
         values = context.config_loader["parameters"]

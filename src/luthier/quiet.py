@@ -1,4 +1,12 @@
-"""Keep libraries from talking over our own progress: only their errors are shown."""
+"""Keep libraries from talking over our own progress: only what a user could act on is shown."""
+
+
+def quiet_trackers() -> None:
+    """Set MLflow and kedro-mlflow back to warnings: both set themselves to INFO when they are imported."""
+    import logging
+
+    for name in ("mlflow", "kedro_mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def quiet_libraries() -> None:

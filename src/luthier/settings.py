@@ -1,17 +1,12 @@
 """Project settings of Kedro."""
 
 import os
-import warnings
 from pathlib import Path
 
 from kedro.config import OmegaConfigLoader
 from kedro.utils import find_kedro_project
 
 from luthier.hooks import LineageHooks, ParameterHooks, SummaryHooks
-
-# libraries talking to each other: nothing that a user could mend
-warnings.filterwarnings("ignore", message="register_new_resolver")
-warnings.filterwarnings("ignore", message=r"(?s).*type hint.*", module="mlflow.*")
 
 
 def _root() -> Path:
