@@ -17,7 +17,7 @@ from luthier.models import Base, ModelDirectory, load_model, load_tokenizer, loa
 
 def folders_in(folder):
     """Return folders below a path."""
-    return FolderParameters(root=str(folder), base_models=str(folder / "base"), work=str(folder / "work"))
+    return FolderParameters(root=str(folder), base_models=str(folder / "base"), shards="", work=str(folder / "work"))
 
 
 @pytest.fixture(scope="module")

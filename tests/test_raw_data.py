@@ -9,12 +9,9 @@ import pytest
 import yaml
 
 from luthier.configuration import DataParameters, FolderParameters
-from luthier.pipelines.data_processing.deduplicate import deduplicate
-from luthier.pipelines.data_processing.ingest import read_rows
+from luthier.pipelines.data_processing import nodes
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
-from luthier.pipelines.data_processing.split import split
-from luthier.pipelines.data_processing.validate import load_answer_schema, validate_rows
-from luthier.text.prepare import PromptSettings
+from luthier.records import user_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT / "data/01_raw"
@@ -43,23 +40,44 @@ def lines():
 
 
 @pytest.fixture(scope="module")
-def processed():
-    """Run the steps with the parameters of conf/base, and return their tables."""
+def processed(tmp_path_factory):
+    """Run the steps with the parameters of conf/base, and return their tables as lists."""
     base = yaml.safe_load((ROOT / "conf/base/parameters.yml").read_text())
     steps = yaml.safe_load((ROOT / "conf/base/parameters_data_processing.yml").read_text())["data_processing"]
     data, parameters = DataParameters(**base["data"]), DataProcessingParameters(**steps)
-    folders = FolderParameters(root=str(ROOT), base_models="", work="")
-    rows = read_rows(data, folders.locate(data.path))
-    prompt = PromptSettings(system=data.system, user=data.user, assistant=data.assistant)
-    schema = load_answer_schema(folders.locate(data.answer_schema))
-    records, quarantine = validate_rows(rows, data, prompt, parameters.validate_rows, schema)
-    kept, dropped = deduplicate(records, parameters.deduplicate)
-    sides = split(kept, parameters.split, base["seed"])
-    return {"rows": rows, "records": records, "quarantine": quarantine, "kept": kept, "dropped": dropped, "sides": sides}
+    shards = tmp_path_factory.mktemp("shards")
+    folders = FolderParameters(root=str(ROOT), base_models="", shards=str(shards), work="")
+    last = (parameters, folders)
+    rows, sources = nodes.ingest_rows(data, *last)
+    prompt = nodes.fix_prompt_settings(data, parameters)
+    schema = nodes.load_answer_schema(data, folders)
+    records, origins, quarantine = nodes.validate_rows(rows, sources, prompt, schema, data, *last)
+    cleaned, clean_changes, clean_dropped = nodes.clean_records(records, prompt, *last)
+    scrubbed, scrub_changes = nodes.scrub_records(cleaned, prompt, *last)
+    assessed, quality_dropped = nodes.assess_quality(scrubbed, *last)
+    kept, dropped, clusters = nodes.deduplicate_records(assessed, *last)
+    sides, _ = nodes.split_records(kept, clusters, parameters, base["seed"], folders)
+    final, contaminated = nodes.decontaminate_records(sides, *last)
+    tables = {
+        "rows": rows,
+        "records": records,
+        "origins": origins,
+        "quarantine": quarantine,
+        "clean_changes": clean_changes,
+        "clean_dropped": clean_dropped,
+        "scrubbed": scrubbed,
+        "scrub_changes": scrub_changes,
+        "quality_dropped": quality_dropped,
+        "kept": kept,
+        "dropped": dropped,
+        "final": final,
+        "contaminated": contaminated,
+    }
+    return {name: list(table.iter_rows()) for name, table in tables.items()}
 
 
 def test_there_are_as_many_records_and_defects_as_told(processed, lines):
-    assert processed["rows"].num_rows == PLANTED["records"] >= 1000
+    assert len(processed["rows"]) == PLANTED["records"] >= 1000
     readme = (RAW / "README.md").read_text(encoding="utf-8")
     table = {kind: int(count) for kind, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", readme, re.MULTILINE)}
     assert Counter(defect["kind"] for defect in DEFECTS) == table
@@ -79,8 +97,8 @@ def test_no_phrase_is_repeated_as_a_template_would(lines):
 
 def test_the_planted_bad_rows_and_no_others_are_in_quarantine(processed):
     expected = {defect["line"] for defect in DEFECTS if defect["kind"] in BAD}
-    assert set(processed["quarantine"].column("line").to_pylist()) == expected
-    assert all(processed["quarantine"].column("reason").to_pylist())
+    assert {row["line"] for row in processed["quarantine"]} == expected
+    assert all(row["reason"] for row in processed["quarantine"])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +114,7 @@ def test_the_planted_bad_rows_and_no_others_are_in_quarantine(processed):
 )
 def test_the_reason_fits_the_kind_of_defect(processed, kind, reason):
     at = {defect["line"]: defect["note"] for defect in DEFECTS if defect["kind"] == kind}
-    told = [row for row in processed["quarantine"].to_pylist() if row["line"] in at]
+    told = [row for row in processed["quarantine"] if row["line"] in at]
     assert len(told) == len(at)
     for row in told:
         assert re.search(reason, row["reason"]), row
@@ -105,7 +123,7 @@ def test_the_reason_fits_the_kind_of_defect(processed, kind, reason):
 
 
 def test_of_every_planted_pair_exactly_one_is_dropped_and_nothing_else(processed):
-    dropped = {row["id"]: row for row in processed["dropped"].to_pylist()}
+    dropped = {row["id"]: row for row in processed["dropped"]}
     pairs = [(defect["id"], defect["of"]) for defect in DEFECTS if defect["kind"] in DUPLICATES]
     for pair in pairs:
         assert sum(name in dropped for name in pair) == 1, pair
@@ -117,24 +135,55 @@ def test_of_every_planted_pair_exactly_one_is_dropped_and_nothing_else(processed
 
 
 def test_all_other_kinds_stay(processed):
-    kept = set(processed["kept"].column("id").to_pylist())
+    kept = {row["id"] for row in processed["final"]}
     others = {defect["id"] for defect in DEFECTS if defect["kind"] not in BAD | DUPLICATES}
     assert others
     assert others <= kept
-    assert processed["sides"].num_rows == len(kept)
+    assert len(processed["final"]) == len(kept)
 
 
 def test_every_row_is_accounted_for(processed):
-    count = {name: table.num_rows for name, table in processed.items()}
-    assert count["rows"] == count["records"] + count["quarantine"]
-    assert count["records"] == count["kept"] + count["dropped"]
-    assert count["sides"] == count["kept"]
+    count = {name: len(table) for name, table in processed.items()}
+    assert count["rows"] == count["origins"] + count["quarantine"]
+    assert count["origins"] == count["records"]
+    assert count["records"] == count["scrubbed"] + count["clean_dropped"]
+    assert count["scrubbed"] == count["kept"] + count["dropped"] + count["quality_dropped"]
+    assert count["kept"] == count["final"]
+
+
+def test_mojibake_and_markup_are_repaired_where_they_were_planted_and_nothing_else_is_changed(processed):
+    planted = {d["id"]: d["kind"] for d in DEFECTS if d["kind"] in ("broken_encoding", "html")}
+    changed = {row["id"]: row["what"] for row in processed["clean_changes"]}
+    assert set(changed) == set(planted)
+    for name, kind in planted.items():
+        assert ("encoding" if kind == "broken_encoding" else "html") in changed[name], (name, changed[name])
+    texts = "\n".join(user_text(row["messages"]) for row in processed["final"])
+    assert not re.search("Ã.|â€|<(?:p|br|div|span)\\b|&nbsp;", texts)
+
+
+def test_planted_personal_data_is_gone_and_nothing_else_was_taken_for_it(processed, lines):
+    # street addresses need a model of their own; the README of the raw data says so
+    planted = {
+        d["id"]: [p["text"] for p in d["personal"] if p["type"] != "address"] for d in DEFECTS if d["kind"] == "personal_data"
+    }
+    planted = {name: texts for name, texts in planted.items() if texts}
+    assert len(planted) >= 15
+    assert {row["id"] for row in processed["scrub_changes"]} == set(planted)
+    by_id = {row["id"]: json.dumps(row["messages"], ensure_ascii=False) for row in processed["scrubbed"]}
+    for name, texts in planted.items():
+        assert not any(text in by_id[name] for text in texts), name
+
+
+def test_no_good_message_is_dropped_by_quality_or_as_contaminated(processed):
+    assert processed["quality_dropped"] == []
+    assert processed["clean_dropped"] == []
+    assert [row for row in processed["contaminated"] if row["dropped"]] == []
 
 
 def test_no_message_of_the_test_side_resembles_one_of_training(processed):
     sides = {"train": [], "validation": [], "test": []}
-    for row in processed["sides"].to_pylist():
-        sides[row["split"]].append((row["id"], grams(json.loads(row["row"])["body"], 5)))
+    for row in processed["final"]:
+        sides[row["split"]].append((row["id"], grams(user_text(row["messages"]), 5)))
     assert len(sides["test"]) >= 100
     holders: dict[tuple[str, ...], list[int]] = {}
     for number, (_, own) in enumerate(sides["train"]):

@@ -147,7 +147,12 @@ def copy_tree(source: Path, target: Path) -> None:
     for path in _files(source):
         destination = target / path.relative_to(source)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, destination)
-        except OSError:
-            shutil.copy2(path, destination)
+        link(path, destination)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a finished file a second name; copy it where the disk cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

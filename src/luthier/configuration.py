@@ -1,11 +1,11 @@
 """Parameters as pydantic models: unknown keys are errors, and all errors are told at once in the user's words."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from luthier.errors import UserError, did_you_mean
 
@@ -32,6 +32,8 @@ class FolderParameters(Parameters):
     """The project's root, from which relative paths in parameters begin."""
     base_models: str
     """Base models that are built here: the packaged one in safetensors, the tiny one."""
+    shards: str
+    """Results of the steps of data processing, by what decided them."""
     work: str
     """Unfinished and finished training jobs, each under the fingerprint of all that decides its result."""
 
@@ -40,25 +42,66 @@ class FolderParameters(Parameters):
         return path if "://" in path else str(Path(self.root, Path(path).expanduser()))
 
 
+SHAPES = ("auto", "template", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "labelled_text", "text")
+
+
+class SourceParameters(Parameters):
+    """One of several sources of one data set."""
+
+    path: str
+    """A file, a folder, or a glob such as `data/01_raw/mine/*.jsonl.gz`: local (relative to the project) or any fsspec URI."""
+    format: str = Field(default="auto", pattern="^(auto|jsonl|csv|parquet|json)$")
+    """`auto` goes by the file's ending."""
+    shape: str = Field(default="auto", pattern=f"^({'|'.join(SHAPES)})$")
+    """What a row looks like; `auto` takes the templates of `data` where their columns are there, and recognises the rest."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often its records are trained on, relative to the others."""
+    license: str | None = None
+    """The licence of this source, for the data card."""
+
+
 class DataParameters(Parameters):
     """Where the messages are and how a row becomes a conversation: the block to change for your own data."""
 
-    path: str
-    """A file: local (relative to the project) or any fsspec URI."""
-    format: str = Field(default="auto", pattern="^(auto|jsonl|csv|parquet)$")
+    path: str | None = None
+    """A file, a folder or a glob: local (relative to the project) or any fsspec URI. Null if there are `sources`."""
+    format: str = Field(default="auto", pattern="^(auto|jsonl|csv|parquet|json)$")
     """`auto` goes by the file's ending."""
+    shape: str = Field(default="auto", pattern=f"^({'|'.join(SHAPES)})$")
+    """What a row looks like; `auto` takes the templates where their columns are there, and recognises the rest."""
+    sources: dict[str, SourceParameters] = Field(default_factory=dict)
+    """Several sources by name, in place of `path`."""
     id: str | None = None
     """Column that identifies a row; null numbers them by content."""
     system: str | None = None
     """System prompt, the same for every conversation; null leaves the model's own default."""
-    user: str
+    user: str | None = None
     """Jinja template over the row's columns: what the user says."""
-    assistant: str
+    assistant: str | None = None
     """Jinja template over the row's columns: the answer to learn. The filter `json` writes compact JSON."""
+    label: str | None = None
+    """Jinja template over the row's columns: what splits are balanced by; null takes that of the shape, if it has one."""
+    meta: tuple[str, ...] = ()
+    """Columns to keep beside the messages, for slices of the evaluation; personal data is taken out of them too."""
     answer_schema: str | None = None
     """Path of a JSON Schema that each answer must satisfy; null if the answers are plain text or labels."""
     max_rows: int | None = Field(default=None, ge=1)
-    """Read only the first rows; null reads all."""
+    """Read only the first rows of each file; null reads all."""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_files(self) -> "DataParameters":
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either data.path or data.sources (and `path: null` with sources)")
+        if (self.user is None) != (self.assistant is None):
+            raise ValueError("data.user and data.assistant go together: give both templates or neither")
+        return self
+
+    def all_sources(self) -> dict[str, SourceParameters]:
+        """Return the sources by name; that of a single path is its file's name without endings."""
+        if self.path is None:
+            return self.sources
+        name = PurePosixPath(self.path.rstrip("/*")).name.split(".")[0] or "data"
+        return {name: SourceParameters(path=self.path, format=self.format, shape=self.shape)}
 
 
 def _lines_of_keys(file: Path) -> dict[tuple[str, ...], int]:

@@ -26,6 +26,11 @@ def commit(root: Path) -> str:
     return _git(root, "rev-parse", "HEAD") or UNKNOWN
 
 
+def day_of_commit(root: Path) -> str | None:
+    """Return the day of the commit that is checked out, YYYY-MM-DD; None without git."""
+    return _git(root, "show", "-s", "--format=%cs", "HEAD")
+
+
 def local_changes(root: Path) -> str:
     """Return the difference of tracked files to the commit; empty if there is none or no git."""
     return _git(root, "diff", "HEAD", "--", ".", ":(exclude)data/01_raw") or ""

@@ -1,11 +1,22 @@
 """Arrow schemas of the tables that pass between rooms. Explicit, so that no first row decides a type."""
 
+from typing import Any
+
 import pyarrow as pa
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("name", pa.string()),
+        ("tool_calls", pa.string()),  # OpenAI's list as JSON text: its arguments have no schema
+        ("tool_call_id", pa.string()),
+    ]
+)
 
 INGESTED = pa.schema(
     [
+        ("source", pa.string()),  # name of the source in the configuration
         ("file", pa.string()),
         ("line", pa.int64()),  # counted from 1, as an editor counts them
         ("row", pa.string()),  # the row as JSON; null if it could not be read
@@ -15,34 +26,87 @@ INGESTED = pa.schema(
 
 RECORD = pa.schema(
     [
-        ("id", pa.string()),
+        ("key", pa.string()),  # hash of source and row, 32 hexadecimal digits: unique, and the order of every table
+        ("id", pa.string()),  # the user's, or the key
         ("messages", pa.list_(MESSAGE)),
-        ("row", pa.string()),  # the source row as JSON: parity with serving starts here
-        ("source", pa.string()),  # file and line
-        ("content_hash", pa.string()),  # sha256 of the normalised conversation
+        ("rejected", pa.list_(MESSAGE)),  # of a preference pair: the turns that were not preferred; null otherwise
+        ("label", pa.string()),  # what to stratify by; null if the rows have none
+        ("meta", pa.string()),  # JSON: what else is known of the record
+        ("source", pa.string()),
+        ("weight", pa.float64()),  # how often to train on it, relative to 1
     ]
 )
+
+ORIGIN = pa.schema([("key", pa.string()), ("file", pa.string()), ("line", pa.int64())])
 
 QUARANTINED = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 
-DUPLICATE = pa.schema(
+CHANGED = pa.schema(
     [
+        ("key", pa.string()),
         ("id", pa.string()),
-        ("source", pa.string()),
-        ("kind", pa.string()),  # exact | near
-        ("similarity", pa.float64()),  # Jaccard similarity of the shingles with the survivor
-        ("survivor", pa.string()),
-        ("survivor_source", pa.string()),
+        ("role", pa.string()),
+        ("what", pa.string()),  # the changes, joined by commas
+        ("before", pa.string()),  # an excerpt around the first change; null where it would show what was taken out
+        ("after", pa.string()),
     ]
 )
 
-SPLIT_RECORD = RECORD.append(pa.field("split", pa.string()))
+DROPPED = pa.schema([("key", pa.string()), ("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
+
+DUPLICATE = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("kind", pa.string()),  # exact | near
+        ("similarity", pa.float64()),  # Jaccard similarity of the shingles with the survivor
+        ("survivor", pa.string()),
+        ("survivor_key", pa.string()),
+    ]
+)
+
+CONTAMINATED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("against", pa.string()),  # the test split, or the benchmark's path
+        ("item", pa.string()),  # the id, or file and line, of what it overlaps with most
+        ("overlap", pa.float64()),  # share of the record's runs of words that are known
+        ("same_answer", pa.bool_()),
+        ("dropped", pa.bool_()),
+    ]
+)
+
+CLUSTERED = RECORD.append(pa.field("content_hash", pa.string())).append(pa.field("cluster", pa.string()))
+
+SPLIT_RECORD = CLUSTERED.append(pa.field("split", pa.string())).append(pa.field("provenance", pa.string()))
+
+# Which split a conversation belongs to, dropped duplicates included: what the next version of the data has to respect.
+SPLIT_TABLE = pa.schema([("content_hash", pa.string()), ("cluster", pa.string()), ("split", pa.string()), ("kept", pa.bool_())])
 
 EXAMPLE = pa.schema(
     [
         ("id", pa.string()),
         ("split", pa.string()),
+        ("weight", pa.float64()),
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),  # True where the token is the assistant's
     ]
 )
+
+PACKED = pa.schema(
+    [
+        ("split", pa.string()),
+        ("ids", pa.list_(pa.string())),  # the examples in the row, in order
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("positions", pa.list_(pa.int32())),  # from 0 in each example
+        ("documents", pa.list_(pa.int32())),  # number of the example that a token belongs to, from 0 in each row
+    ]
+)
+
+
+def user_text(messages: Any) -> str:
+    """Return what the user says, turn after turn; of a conversation without a user, all that is said."""
+    turns = [message["content"] or "" for message in messages if message["role"] == "user"]
+    return "\n".join(turns or [message["content"] or "" for message in messages])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from luthier.artefacts import read_manifest, staged
 
-ROWS_PER_SHARD = 50_000
+ROWS_PER_SHARD = 16_384
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,24 @@ class Shards:
     @property
     def files(self) -> list[Path]:
         """The Parquet files, in order."""
-        return [self.folder / name for name in sorted(self.manifest["files"])]
+        return [self.folder / name for name in sorted(self.manifest["files"]) if name.endswith(".parquet")]
+
+    @property
+    def hashes(self) -> list[str]:
+        """The sha256 of each Parquet file, in order."""
+        files = self.manifest["files"]
+        return [files[name]["sha256"] for name in sorted(files) if name.endswith(".parquet")]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types."""
+        return pq.read_schema(self.files[0])
 
     def iter_batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
         """Yield record batches of at most `size` rows, shard after shard."""
         for file in self.files:
-            yield from pq.ParquetFile(file).iter_batches(batch_size=size, columns=columns)
+            with pq.ParquetFile(file) as parquet:
+                yield from parquet.iter_batches(batch_size=size, columns=columns)
 
     def iter_rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yield rows as dictionaries, one at a time."""
@@ -71,10 +83,14 @@ class Shards:
         return self.to_pandas(limit=n)
 
 
-def write_shards(table: pa.Table, folder: Path) -> Shards:
-    """Write a table as Parquet shards of at most `ROWS_PER_SHARD` rows; the folder appears whole or not at all."""
+def write_table(table: pa.Table, file: Path) -> None:
+    """Write one Parquet file: equal tables give equal bytes with one version of pyarrow."""
+    pq.write_table(table.combine_chunks(), file, compression="zstd", row_group_size=ROWS_PER_SHARD)
+
+
+def write_shards(table: pa.Table, folder: Path, rows_per_shard: int = ROWS_PER_SHARD) -> Shards:
+    """Write a table as Parquet shards; the folder appears whole or not at all."""
     with staged(folder, rows=table.num_rows) as staging:
-        for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_SHARD)):
-            name = f"part-{number:05d}.parquet"
-            pq.write_table(table.slice(start, ROWS_PER_SHARD), staging / name, compression="zstd")
+        for number, start in enumerate(range(0, max(table.num_rows, 1), rows_per_shard)):
+            write_table(table.slice(start, rows_per_shard), staging / f"part-{number:05d}.parquet")
     return Shards(folder)

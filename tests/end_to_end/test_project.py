@@ -7,15 +7,17 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 from commands import command, environment, kedro_in, output
 from mlflow.tracking import MlflowClient
 
 from luthier.artefacts import is_complete, verify
+from luthier.pipelines.data_processing.croissant import check
+from luthier.shards import Shards
 
 
 def newest(project: Path, name: str) -> Path:
@@ -46,18 +48,41 @@ def test_summary_names_the_next_commands(finished):
 
 def test_every_row_is_accounted_for(finished):
     report = json.loads(newest(finished, "08_reporting/data_report.json").read_text())
-    dropped = report["quarantined"] + report["exact_duplicates"] + report["near_duplicates"]
-    assert report["rows_read"] == report["records"] + dropped
-    assert sum(report["examples"].values()) == report["records"] - report["too_long"]
+    steps = report["steps"]
+    assert steps["validate_rows"]["in"] == report["rows_read"] == 200
+    for before, after in pairwise(steps.values()):
+        assert before["out"] == after["in"]
+    for name, step in steps.items():
+        assert step["in"] - step["dropped"] == step["out"], name
+        assert sum(report["dropped"].get(name, {}).values()) == step["dropped"], name
+    assert sum(report["examples"].values()) == steps["tokenise_records"]["out"]
+    assert 0.5 < report["packing"]["fill_rate"] <= 1
 
 
 def test_bad_rows_stand_in_quarantine_with_line_and_reason(finished):
     raw = finished / "data/01_raw"
     planted = json.loads((raw / "planted_defects.json").read_text())["defects"]
     expected = {entry["line"] for entry in planted if entry["expected"] == "quarantined" and entry["line"] <= 200}
-    quarantine = pd.read_parquet(newest(finished, "02_intermediate/quarantine.parquet"))
+    quarantine = Shards(newest(finished, "02_intermediate/quarantine")).to_pandas()
     assert set(quarantine["line"]) == expected
     assert quarantine["reason"].str.len().min() > 5
+
+
+def test_the_description_is_valid_and_its_records_load(finished):
+    folder = newest(finished, "08_reporting/described_data")
+    page = json.loads((folder / "croissant.json").read_text())
+    assert check(page, folder) == []
+    assert '<script type="application/ld+json">' in (folder / "data_card.html").read_text()
+
+
+def test_a_second_run_finds_every_shard_finished(copied):
+    before = sorted(path.name for path in (copied / "data/02_intermediate/work").glob("*/*"))
+    done = kedro_in(copied, "run", "--env", "test", "--pipeline", "data_processing")
+    assert done.returncode == 0, output(done)
+    assert sorted(path.name for path in (copied / "data/02_intermediate/work").glob("*/*")) == before
+    versions = sorted((copied / "data/05_model_input/examples").iterdir())
+    assert len(versions) == 2
+    assert len({Shards(version / "examples").sha256 for version in versions}) == 1
 
 
 def test_mlflow_holds_parameters_metrics_inputs_and_lineage(finished):

@@ -45,7 +45,9 @@ def tiny(tmp_path_factory):
     """Return the tokenizer of tiny:llama, which has no merges."""
     folder = str(tmp_path_factory.mktemp("models"))
     return load_tokenizer(
-        resolve_base(ModelParameters(base="tiny:llama"), FolderParameters(root=folder, base_models=folder, work=folder))
+        resolve_base(
+            ModelParameters(base="tiny:llama"), FolderParameters(root=folder, base_models=folder, shards="", work=folder)
+        )
     )
 
 

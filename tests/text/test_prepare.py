@@ -1,13 +1,21 @@
 """A row becomes the same clean conversation every time, or a reason in the user's words; never a crash."""
 
 import json
-import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.text.prepare import PromptSettings, RowError, clean, compact_json, conversation, prompt_messages, render
+from luthier.text.prepare import (
+    PromptSettings,
+    RowError,
+    ScrubSettings,
+    compact_json,
+    conversation,
+    prepare,
+    prompt_messages,
+    render,
+)
 
 MESSY = st.text(
     st.one_of(
@@ -26,39 +34,6 @@ VALUES = (
     | st.dictionaries(st.text(), st.none())
 )
 SETTINGS = PromptSettings(system="Be brief.", user="{{ body }}", assistant="{{ answer | json }}")
-
-
-@given(MESSY)
-@settings(deadline=None, max_examples=100)
-def test_cleaning_twice_is_cleaning_once(text):
-    assert clean(clean(text)) == clean(text)
-
-
-@given(MESSY)
-@settings(deadline=None, max_examples=100)
-def test_clean_text_is_normal_and_has_no_noise(text):
-    found = clean(text)
-    assert unicodedata.is_normalized("NFC", found)
-    assert "  " not in found
-    assert "\n\n\n" not in found
-    assert not set(found) & set("\r\t\x00\u200b\ufeff\u00a0")
-    assert all(line == line.strip(" ") for line in found.split("\n"))
-    assert not any(unicodedata.category(c) == "Cc" for c in found.replace("\n", ""))
-
-
-@given(MESSY)
-@settings(deadline=None, max_examples=100)
-def test_cleaning_loses_nothing_that_can_be_seen(text):
-    def seen(value):
-        normal = unicodedata.normalize("NFC", "".join(c for c in value if unicodedata.category(c) not in ("Cc", "Cf")))
-        return "".join(normal.split())
-
-    assert unicodedata.normalize("NFC", seen(clean(text))) == unicodedata.normalize("NFC", seen(text))
-
-
-def test_joiners_that_carry_meaning_stay():
-    for text in ("👩\u200d🔧", "می\u200cخواهم", "क्\u200dष"):
-        assert clean(text) == text
 
 
 @given(VALUES)
@@ -177,3 +152,20 @@ def test_deep_json_is_a_reason_not_a_crash():
         render("{{ answer | json }}", {"answer": deep})
     while deep:
         deep = deep.pop()
+
+
+def test_a_clients_messages_are_prepared_as_a_row_is():
+    prompt = SETTINGS.model_copy(update={"scrub": ScrubSettings()})
+    body = "Itâ€™s  me, <p>ann@shop.example</p>"
+    trained = prompt_messages({"body": body}, prompt, "key")
+    served, values = prepare([{"role": "system", "content": "Be brief."}, {"role": "user", "content": body}], prompt, "key")
+    assert served == trained
+    assert "It’s me" in served[1]["content"]
+    assert list(values.values()) == ["ann@shop.example"]
+    again, nothing = prepare(served, prompt, "key")
+    assert (again, nothing) == (served, {})
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        ScrubSettings(keep=("(",))

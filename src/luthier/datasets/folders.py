@@ -44,16 +44,20 @@ class FolderDataset(AbstractVersionedDataset[Saved, Loaded], Generic[Saved, Load
         return folder
 
 
-class ShardsDataset(FolderDataset[pa.Table, Shards]):
-    """A table in Parquet shards; loads as a handle, not as data."""
+class ShardsDataset(FolderDataset[pa.Table | Shards, Shards]):
+    """A table in Parquet shards; loads as a handle, not as data. Saving a handle links its files."""
 
     def load(self) -> Shards:
         """Return a handle to the newest (or the asked for) version."""
         return Shards(self._finished_folder())
 
-    def save(self, data: pa.Table) -> None:
+    def save(self, data: pa.Table | Shards) -> None:
         """Write a new version."""
-        write_shards(data, Path(self._get_save_path()))
+        folder = Path(self._get_save_path())
+        if isinstance(data, Shards):
+            _copy(data.folder, folder)
+        else:
+            write_shards(data, folder)
 
     def preview(self) -> Any:
         """Return the first rows for kedro-viz."""
@@ -73,6 +77,11 @@ class ModelDirectoryDataset(FolderDataset[ModelDirectory, ModelDirectory]):
 
     def save(self, data: ModelDirectory) -> None:
         """Store the folder as a new version."""
-        facts = {key: value for key, value in read_manifest(data.folder).items() if key not in ("files", "sha256")}
-        with staged(Path(self._get_save_path()), **facts) as staging:
-            copy_tree(data.folder, staging)
+        _copy(data.folder, Path(self._get_save_path()))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Make a finished folder anew under another name, with the facts of its manifest."""
+    facts = {key: value for key, value in read_manifest(source).items() if key not in ("files", "sha256")}
+    with staged(target, **facts) as staging:
+        copy_tree(source, staging)

@@ -1,5 +1,6 @@
 """Messages to tokens and back: the only place where a chat template is applied."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +31,30 @@ def _special(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
-def _text(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> str:
-    """Apply the template; special tokens that stand in a message itself come out between marks."""
+def _shielded(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return the turns as templates expect them; special tokens that stand in a message itself are put between marks."""
+    special = _special(tokenizer)
     shielded = []
     for message in messages:
         content = message["content"].replace(_OPEN, "").replace(_CLOSE, "")
-        shielded.append({**message, "content": _special(tokenizer).sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", content)})
-    return str(tokenizer.apply_chat_template(shielded, tokenize=False, add_generation_prompt=ask))
+        turn: dict[str, Any] = {name: value for name, value in message.items() if value is not None}
+        turn["content"] = special.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", content)
+        if "tool_calls" in turn:
+            turn["tool_calls"] = json.loads(turn["tool_calls"])
+        shielded.append(turn)
+    return shielded
+
+
+def _texts(tokenizer: Any, conversations: Sequence[Sequence[Any]], *, ask: bool) -> list[str]:
+    """Apply the template to each conversation."""
+    if not conversations:
+        return []
+    found = tokenizer.apply_chat_template(list(map(list, conversations)), tokenize=False, add_generation_prompt=ask)
+    return [str(text) for text in found]
+
+
+def _text(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> str:
+    return _texts(tokenizer, [_shielded(tokenizer, messages)], ask=ask)[0]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -46,6 +64,19 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
         # the template has written all special tokens: adding more would double the first one
         ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=number % 2 == 1)["input_ids"]
     return ids
+
+
+def _ids_of_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Do what `_ids` does, for many texts at once: a call a text costs more than its tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [_ids(tokenizer, text) for text in texts]
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    plain = [text for text in texts if _OPEN not in text]
+    encoded = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
+    return [_ids(tokenizer, text) if _OPEN in text else list(next(encoded).ids) for text in texts]
 
 
 def check_template(tokenizer: Any) -> None:
@@ -75,31 +106,47 @@ def _finished(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def encode(tokenizer: Any, messages: Sequence[Message]) -> Encoded:
-    """Tokenise a conversation and mark the assistant's turns, their end marker included.
+    """Tokenise one conversation; see `encode_all`."""
+    return encode_all(tokenizer, [messages])[0]
+
+
+def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
+    """Tokenise conversations and mark the assistant's turns, their end markers included.
 
     The text is cut where an answer begins and ends and the pieces are tokenised apart, so the tokens of a prompt are
     the same whether an answer follows (training) or not (generation), whatever merges the tokenizer has. It works for
     templates without `{% generation %}`. Masks go by position, never by token id: padding may equal the end marker.
+    A text without any other turn is no conversation: it is tokenised as it stands, with the end of a sequence after it.
 
     Raises:
         UserError: if the template rewrites earlier turns when later ones follow, so that no cut is exact.
     """
-    input_ids: list[int] = []
-    supervised: list[bool] = []
-    done = ""
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
+    befores, afters, owners = [], [], []
+    pieces: list[tuple[int, str, bool]] = []  # conversation, text, learn
+    for number, messages in enumerate(conversations):
+        if [message["role"] for message in messages] == ["assistant"]:
+            pieces.append((number, f"{_shielded(tokenizer, messages)[0]['content']}{tokenizer.eos_token or ''}", True))
             continue
-        before = _text(tokenizer, messages[:turn], ask=True)
-        after = _text(tokenizer, messages[: turn + 1], ask=False).rstrip("\n")
+        shielded = _shielded(tokenizer, messages)
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                befores.append(shielded[:turn])
+                afters.append(shielded[: turn + 1])
+                owners.append(number)
+    done, last = "", -1
+    asked, answered = _texts(tokenizer, befores, ask=True), _texts(tokenizer, afters, ask=False)
+    for number, before, whole in zip(owners, asked, answered, strict=True):
+        done = done if number == last else ""
+        after = whole.rstrip("\n")
         if not (before.startswith(done) and after.startswith(before)):
             raise UserError("The chat template rewrites earlier turns: the answer cannot be told from the prompt.")
-        for text, learn in ((before.removeprefix(done), False), (after.removeprefix(before), True)):
-            ids = _ids(tokenizer, text)
-            input_ids += ids
-            supervised += [learn] * len(ids)
-        done = after
-    return Encoded(input_ids, supervised)
+        pieces += [(number, before.removeprefix(done), False), (number, after.removeprefix(before), True)]
+        done, last = after, number
+    found = [Encoded([], []) for _ in conversations]
+    for (number, _, learn), ids in zip(pieces, _ids_of_all(tokenizer, [text for _, text, _ in pieces]), strict=True):
+        found[number].input_ids.extend(ids)
+        found[number].supervised.extend([learn] * len(ids))
+    return found
 
 
 def end_tokens(tokenizer: Any) -> list[int]:

@@ -7,15 +7,17 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from luthier.errors import did_you_mean
+from luthier.text.clean import clean_with_changes
+from luthier.text.pii import KINDS, Kind, scrub
 
 
 class Message(TypedDict):
@@ -23,47 +25,55 @@ class Message(TypedDict):
 
     role: str
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[str]
+    """OpenAI's list as JSON text."""
+    tool_call_id: NotRequired[str]
 
 
 class RowError(ValueError):
     """A row that cannot become a conversation: the message says why, in the user's words."""
 
 
+class ScrubSettings(BaseModel):
+    """What is taken out of prompts and answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    kinds: tuple[Kind, ...] = KINDS
+    """What to look for; empty takes nothing out."""
+    keep: tuple[str, ...] = ()
+    """Regular expressions: what one of them matches whole is never taken out, in prompts and answers alike."""
+    extraction_fields: tuple[str, ...] = ()
+    """Fields of a JSON answer whose values stay as they are: they are what the model is to extract."""
+
+    @field_validator("keep")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return patterns
+
+
 class PromptSettings(BaseModel):
-    """All that turns a row into a prompt. Saved beside the model."""
+    """All that turns a row, or a client's messages, into a prompt. Saved beside the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    system: str | None
-    user: str
-    assistant: str
+    system: str | None = None
+    user: str | None = None
+    assistant: str | None = None
+    scrub: ScrubSettings | None = None
 
 
-# Control characters but tab and line feed, zero-width marks that carry no meaning, byte-order marks.
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f​⁠﻿]")
-_SPACES = re.compile(r"[^\S\n]+")
-_BLANK_LINES = re.compile(r"\n{3,}")
 # Unicode categories in which nothing can be seen: controls, joiners, spaces, marks that need a letter to stand on.
 _UNSEEN = {"Cc", "Cf", "Mn", "Me", "Zs", "Zl", "Zp"}
 
 
-def clean(text: str) -> str:
-    r"""Return the text in NFC, without control characters, with single spaces and at most one blank line.
-
-    Idempotent: `clean(clean(x)) == clean(x)`. Zero-width joiners stay: Persian, Hindi and emoji need them.
-
-    >>> clean("caf\u0065\u0301  \r\n\r\n\r\n\r\nthere ")
-    'café\n\nthere'
-    """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _INVISIBLE.sub("", text)
-    text = unicodedata.normalize("NFC", text)
-    text = _SPACES.sub(" ", text)
-    text = "\n".join(line.strip(" ") for line in text.split("\n"))
-    return _BLANK_LINES.sub("\n\n", text).strip()
-
-
-def _has_content(text: str) -> bool:
+def has_content(text: str) -> bool:
     """Tell whether anything can be seen: joiners and other format characters alone are no message."""
     return any(unicodedata.category(character) not in _UNSEEN for character in text)
 
@@ -130,6 +140,11 @@ def _compile(template: str) -> Template:
     return _TEMPLATES.from_string(template)
 
 
+def columns_of_template(template: str) -> frozenset[str]:
+    """Return the columns that a template reads."""
+    return frozenset(meta.find_undeclared_variables(_TEMPLATES.parse(template)))
+
+
 def _column_to_blame(template: Template, row: Mapping[str, Any], value: Any) -> str:
     """Name the column whose value cannot be printed: with text in its place the template gets further."""
     names = [name for name, item in row.items() if item is value]
@@ -168,26 +183,110 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         raise RowError(f"the template fails: {error}") from error
 
 
-def prompt_messages(row: Mapping[str, Any], settings: PromptSettings) -> list[Message]:
-    """Return what the model is asked: the system prompt, if any, and the user's turn.
+def rendered(row: Mapping[str, Any], settings: PromptSettings) -> list[Message]:
+    """Return what the templates make of a row: the system prompt, if any, the user's turn, and the answer, if there is one.
 
     Raises:
-        RowError: if the row lacks a column or the user's turn is empty.
+        RowError: if the row lacks a column or a turn is empty.
     """
-    user = clean(render(settings.user, row))
-    if not _has_content(user):
+    if settings.user is None:
+        raise RowError("there is no template for the user's turn (data.user)")
+    user = render(settings.user, row)
+    if not has_content(user):
         raise RowError("the user's message is empty")
-    system: list[Message] = [{"role": "system", "content": settings.system}] if settings.system else []
-    return [*system, {"role": "user", "content": user}]
+    messages: list[Message] = [{"role": "system", "content": settings.system}] if settings.system else []
+    messages.append({"role": "user", "content": user})
+    if settings.assistant is not None:
+        answer = render(settings.assistant, row)
+        if not has_content(answer) or answer.strip() in ("null", "None"):
+            raise RowError("the answer is empty")
+        messages.append({"role": "assistant", "content": answer})
+    return messages
 
 
-def conversation(row: Mapping[str, Any], settings: PromptSettings) -> list[Message]:
-    """Return the prompt and the answer to learn.
+def clean_message(message: Message, settings: PromptSettings) -> tuple[Message, list[str]]:
+    """Clean one turn; the configured system prompt is the user's own and stays. Returns also what was changed."""
+    if message["role"] == "system" and message["content"] == settings.system:
+        return message, []
+    content, changes = clean_with_changes(message["content"])
+    return ({**message, "content": content}, changes) if changes else (message, [])
+
+
+def scrub_message(message: Message, settings: PromptSettings, key: str) -> tuple[Message, dict[str, str]]:
+    """Take personal data out of one turn. Returns also the value behind each placeholder."""
+    if settings.scrub is None or (message["role"] == "system" and message["content"] == settings.system):
+        return message, {}
+    found: dict[str, str] = {}
+    changed: dict[str, str] = {}
+    for name in ("content", "tool_calls"):
+        text = message.get(name)
+        if text:
+            changed[name], values = scrub_text(str(text), settings.scrub, key, as_json=message["role"] == "assistant")
+            found |= values
+    return ({**message, **changed}, found) if found else (message, {})  # type: ignore[typeddict-item]
+
+
+def scrub_text(text: str, settings: ScrubSettings, key: str, *, as_json: bool = True) -> tuple[str, dict[str, str]]:
+    """Scrub a text; in JSON its strings, so that it stays JSON, but for the fields that are to be extracted."""
+    found: dict[str, str] = {}
+    if as_json and text[:1] in ("{", "["):
+        try:
+            value = strict_json(text)
+        except ValueError:
+            pass
+        else:
+            scrubbed = _scrub_json(value, settings, key, found)
+            return (compact_json(scrubbed) if found else text), found
+    return scrub(text, key, settings.kinds, settings.keep)
+
+
+def _scrub_json(value: Any, settings: ScrubSettings, key: str, found: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        text, values = scrub(value, key, settings.kinds, settings.keep)
+        found.update(values)
+        return text
+    if isinstance(value, list):
+        return [_scrub_json(item, settings, key, found) for item in value]
+    if isinstance(value, dict):
+        kept = settings.extraction_fields
+        return {name: item if name in kept else _scrub_json(item, settings, key, found) for name, item in value.items()}
+    return value
+
+
+def prepare(messages: Sequence[Message], settings: PromptSettings, key: str = "") -> tuple[list[Message], dict[str, str]]:
+    """Clean and scrub a conversation as it is trained on, evaluated and served.
+
+    Args:
+        messages: the turns, raw.
+        settings: what travels with the model.
+        key: of the placeholders; `LUTHIER_PII_KEY`.
+
+    Returns:
+        the turns, and the value behind each placeholder, so that an answer can be mapped back.
+    """
+    prepared: list[Message] = []
+    values: dict[str, str] = {}
+    for message in messages:
+        cleaned, _ = clean_message(message, settings)
+        scrubbed, found = scrub_message(cleaned, settings, key)
+        prepared.append(scrubbed)
+        values.update(found)
+    return prepared, values
+
+
+def conversation(row: Mapping[str, Any], settings: PromptSettings, key: str = "") -> list[Message]:
+    """Return what training sees of a row: its prompt and the answer to learn, cleaned and scrubbed.
 
     Raises:
-        RowError: as `prompt_messages`, or if the answer is empty.
+        RowError: as `rendered`.
     """
-    answer = clean(render(settings.assistant, row))
-    if not _has_content(answer) or answer in ("null", "None"):
-        raise RowError("the answer is empty")
-    return [*prompt_messages(row, settings), {"role": "assistant", "content": answer}]
+    return prepare(rendered(row, settings), settings, key)[0]
+
+
+def prompt_messages(row: Mapping[str, Any], settings: PromptSettings, key: str = "") -> list[Message]:
+    """Return what the model is asked about a row: the system prompt, if any, and the user's turn.
+
+    Raises:
+        RowError: as `rendered`.
+    """
+    return conversation(row, settings.model_copy(update={"assistant": None}), key)

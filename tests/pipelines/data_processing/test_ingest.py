@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import serial
 
-from luthier.configuration import DataParameters
+from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
-from luthier.pipelines.data_processing.ingest import format_of, read_rows
+from luthier.pipelines.data_processing.ingest import format_of, ingest
 from luthier.records import INGESTED
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -23,12 +24,18 @@ OBJECTS = st.dictionaries(
 CELLS = st.text(st.one_of(st.sampled_from('\n",;é '), st.characters(codec="utf-8", exclude_characters="\x00\r")), max_size=8)
 
 
-def read(path, **settings):
+def folders_at(path):
+    """Return a project in a folder."""
+    return FolderParameters(root=str(path), base_models="", shards="", work="")
+
+
+def read(path, rows_per_shard=50_000, **settings):
     """Read a file into dictionaries."""
     data = DataParameters(path=path.name, user="u", assistant="a", **settings)
-    table = read_rows(data, str(path))
-    assert table.schema == INGESTED
-    return table.to_pylist()
+    rows, facts = ingest(data, folders_at(path.parent), serial(), rows_per_shard)
+    assert rows.schema == INGESTED
+    assert sum(fact["rows"] for fact in facts) == len(rows)
+    return [{name: value for name, value in row.items() if name != "source"} for row in rows.iter_rows()]
 
 
 def values(rows):
@@ -163,21 +170,74 @@ def test_compressed_files_are_read(tmp_path):
             read(tmp_path / "y.gz", format="jsonl")
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.jsonl", b""), ("x.jsonl", b"\n \n"), ("x.csv", b""), ("x.csv", b"a,b\n")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.jsonl", b""), ("x.jsonl", b"\n \n"), ("x.csv", b""), ("x.csv", b"a,b\n"), ("x.json", b"[]")],
+)
 def test_a_file_without_rows_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="no rows in it"):
         read(tmp_path / name)
 
 
-def test_a_missing_file_a_folder_and_an_unknown_ending_are_told(tmp_path):
+def test_a_missing_file_an_empty_folder_and_an_unknown_ending_are_told(tmp_path):
     with pytest.raises(UserError, match=r"there is no file nothing\.csv"):
         read(tmp_path / "nothing.csv")
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match=r"folder\.csv cannot be read"):
-        read(tmp_path / "folder.csv")
-    for name, ending in (("x.xlsx", r"\.xlsx"), ("x", "nothing")):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"there is no file folder"):
+        read(tmp_path / "folder")
+    for name, ending in (("x.xlsx", r"\.xlsx"), ("x", "nothing"), ("x.gz", "nothing")):
         with pytest.raises(UserError, match=f"ends in {ending}: say data.format"):
-            format_of(DataParameters(path=name, user="u", assistant="a"))
-    assert format_of(DataParameters(path="X.CSV", user="u", assistant="a")) == "csv"
-    assert format_of(DataParameters(path="x.txt", format="jsonl", user="u", assistant="a")) == "jsonl"
+            format_of(name, "auto")
+    assert format_of("X.CSV", "auto") == "csv"
+    assert format_of("x.json.zst", "auto") == "json"
+    assert format_of("x.txt", "jsonl") == "jsonl"
+
+
+def test_a_folder_a_glob_and_several_sources_are_read_in_a_fixed_order(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for name, number in (("b.jsonl", 2), ("a.jsonl", 1), ("c.csv", 3)):
+        text = f'{{"n": "{number}"}}\n' if name.endswith("l") else f"n\n{number}\n"
+        (tmp_path / "raw" / name).write_text(text)
+    (tmp_path / "raw" / ".hidden").write_text("x")
+    assert [row["n"] for row in values(read(tmp_path / "raw"))] == ["1", "2", "3"]
+    data = DataParameters(path="raw/*.jsonl")
+    rows, facts = ingest(data, folders_at(tmp_path), serial(), 10)
+    assert [json.loads(row["row"])["n"] for row in rows.iter_rows()] == ["1", "2"]
+    assert [fact["file"] for fact in facts] == ["raw/a.jsonl", "raw/b.jsonl"]
+    sources = {"late": {"path": "raw/c.csv"}, "early": {"path": "raw/a.jsonl", "weight": 2}}
+    rows, _ = ingest(DataParameters(path=None, sources=sources), folders_at(tmp_path), serial(), 10)
+    assert [row["source"] for row in rows.iter_rows()] == ["late", "early"]
+
+
+def test_a_json_array_and_zstandard_are_read_and_memory_urls_too(tmp_path):
+    import fsspec
+    import zstandard
+
+    (tmp_path / "x.json").write_text('[{"n": 1}, 2, {"n": 3}]')
+    first, wrong, last = read(tmp_path / "x.json")
+    assert values([first, last]) == [{"n": 1}, {"n": 3}]
+    assert wrong["error"] == "is not a JSON object but int"
+    packed = zstandard.ZstdCompressor().compress(b'{"n": 1}\n' * 100)
+    (tmp_path / "x.jsonl.zst").write_bytes(packed)
+    assert len(read(tmp_path / "x.jsonl.zst")) == 100
+    (tmp_path / "x.jsonl.zst").write_bytes(packed[:-5] + b"xxxxx")
+    with pytest.raises(UserError, match="cannot be read as jsonl"):
+        read(tmp_path / "x.jsonl.zst")
+    with fsspec.open("memory://bucket/y.jsonl", "wb") as file:
+        file.write(b'{"n": 7}\n')
+    rows, (fact,) = ingest(DataParameters(path="memory://bucket/y.jsonl"), folders_at(tmp_path), serial(), 10)
+    assert [json.loads(row["row"]) for row in rows.iter_rows()] == [{"n": 7}]
+    assert fact["file"] == "memory:///bucket/y.jsonl"
+
+
+def test_shards_change_nothing_but_the_number_of_files(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(50)))
+    assert read(path, rows_per_shard=7) == read(path)
+
+
+def test_a_header_that_repeats_a_name_is_told(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(UserError, match="its header names 'a' more than once"):
+        read(tmp_path / "x.csv")

@@ -1,75 +1,154 @@
-"""Every conversation becomes an example or is counted as too long; none is cut."""
+"""Every conversation becomes an example or is counted with the reason; packing loses none and mixes none."""
 
-import pyarrow as pa
+import dataclasses
+import json
+import shutil
+
 import pytest
+from tables import record, serial, split_records
 
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.pipelines.data_processing.tokenise import tokenise
-from luthier.records import EXAMPLE, SPLIT_RECORD
+from luthier.records import EXAMPLE, PACKED
 from luthier.text.chat import encode, encode_prompt
 
 
 @pytest.fixture
-def tokenizer(tmp_path):
-    """Return the tiny tokenizer."""
-    folders = FolderParameters(root=str(tmp_path), base_models=str(tmp_path), work=str(tmp_path))
-    return load_tokenizer(resolve_base(ModelParameters(base="tiny:llama"), folders))
+def base(tmp_path):
+    """Return the tiny base model."""
+    folders = FolderParameters(root=str(tmp_path), base_models=str(tmp_path), shards=str(tmp_path), work=str(tmp_path))
+    return resolve_base(ModelParameters(base="tiny:llama"), folders)
 
 
-def records(lengths, sides=("train", "test")):
+@pytest.fixture
+def tokenizer(base):
+    """Return its tokenizer."""
+    return load_tokenizer(base)
+
+
+def with_template(base, folder, template):
+    """Return the base with another chat template."""
+    shutil.copytree(base.folder, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    if template:
+        settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return dataclasses.replace(base, folder=folder, identity="another template")
+
+
+def records(lengths, sides=("train", "test"), rows_per_shard=50_000):
     """Return records whose messages have these lengths."""
-    rows = []
-    for number, length in enumerate(lengths):
-        messages = [{"role": "user", "content": "x" * length}, {"role": "assistant", "content": f"answer {number}"}]
-        row = {"id": f"id-{number}", "messages": messages, "row": "{}", "source": "", "content_hash": str(number)}
-        rows.append(row | {"split": sides[number % len(sides)]})
-    return pa.Table.from_pylist(rows, schema=SPLIT_RECORD)
+    return split_records([record("x" * n, f"answer {i}", f"id-{i}") for i, n in enumerate(lengths)], sides, rows_per_shard)
 
 
-def test_every_record_is_an_example_or_too_long(tokenizer):
-    table = records(range(1, 90))
-    examples, too_long = tokenise(table, tokenizer, Tokenise(max_tokens=100))
-    assert examples.schema == EXAMPLE
-    assert examples.column("id").to_pylist() + too_long == table.column("id").to_pylist()
-    assert too_long
-    for record in table.to_pylist():
-        assert (len(encode(tokenizer, record["messages"]).input_ids) > 100) == (record["id"] in too_long)
+def run(table, base, **settings):
+    """Tokenise; return examples, what was dropped, and packed rows."""
+    examples, dropped, packed = tokenise(table, base, Tokenise(**settings), serial())
+    assert (examples.schema, packed.schema) == (EXAMPLE, PACKED)
+    return list(examples.iter_rows()), list(dropped.iter_rows()), list(packed.iter_rows())
 
 
-def test_an_example_is_its_prompt_and_a_supervised_answer(tokenizer):
+def test_every_record_is_an_example_or_dropped_with_the_reason(tokenizer, base):
+    table = records(range(1, 90), rows_per_shard=20)
+    examples, dropped, _ = run(table, base, max_tokens=100)
+    long = {row["id"] for row in dropped}
+    assert sorted([row["id"] for row in examples] + list(long)) == sorted(row["id"] for row in table.iter_rows())
+    assert {row["reason"] for row in dropped} == {"longer than 100 tokens"}
+    for row in table.iter_rows():
+        assert (len(encode(tokenizer, row["messages"]).input_ids) > 100) == (row["id"] in long)
+
+
+def test_an_example_is_its_prompt_and_a_supervised_answer(tokenizer, base):
     table = records([3, 40])
-    examples, _ = tokenise(table, tokenizer, Tokenise())
-    for record, example in zip(table.to_pylist(), examples.to_pylist(), strict=True):
-        prompt = encode_prompt(tokenizer, record["messages"][:-1])
+    examples, _, _ = run(table, base)
+    for row, example in zip(table.iter_rows(), examples, strict=True):
+        prompt = encode_prompt(tokenizer, row["messages"][:-1])
         assert example["input_ids"][: len(prompt)] == prompt
         assert example["supervised"] == [False] * len(prompt) + [True] * (len(example["input_ids"]) - len(prompt))
-        assert tokenizer.decode(example["input_ids"][len(prompt) :]) == record["messages"][-1]["content"] + "<|im_end|>"
-        assert example["split"] == record["split"]
+        assert tokenizer.decode(example["input_ids"][len(prompt) :]) == row["messages"][-1]["content"] + "<|im_end|>"
+        assert (example["split"], example["weight"]) == (row["split"], row["weight"])
 
 
-def test_an_example_does_not_depend_on_the_others(tokenizer):
-    together = tokenise(records([5, 30, 9]), tokenizer, Tokenise())[0].to_pylist()
-    alone = tokenise(records([5, 30]), tokenizer, Tokenise())[0].to_pylist()
-    assert together[:2] == alone
+def test_an_example_does_not_depend_on_the_others(base):
+    together = {row["id"]: row for row in run(records([5, 30, 9]), base)[0]}
+    alone = {row["id"]: row for row in run(records([5, 30]), base)[0]}
+    assert all(together[name] == row for name, row in alone.items())
 
 
-def test_nothing_left_to_train_or_to_test_on_is_told(tokenizer):
+def test_nothing_left_to_train_or_to_test_on_is_told(base):
     with pytest.raises(UserError, match="No (train|test) example has at most 20 tokens"):
-        tokenise(records([50, 50]), tokenizer, Tokenise(max_tokens=20))
+        run(records([50, 50]), base, max_tokens=20)
     with pytest.raises(UserError, match="No test example has at most 100 tokens"):
-        tokenise(records([5, 500]), tokenizer, Tokenise(max_tokens=100))
+        run(records([5, 500]), base, max_tokens=100)
 
 
-def test_a_tokenizer_without_a_template_is_told(tokenizer):
-    tokenizer.chat_template = None
+def test_a_tokenizer_without_a_template_is_told(base, tmp_path):
     with pytest.raises(UserError, match="no chat template"):
-        tokenise(records([5, 5]), tokenizer, Tokenise())
+        run(records([5, 5]), with_template(base, tmp_path / "none", None))
 
 
-def test_a_template_that_leaves_out_answers_is_told(tokenizer):
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
-    with pytest.raises(UserError, match="id-0: the chat template leaves no token"):
-        tokenise(records([5, 5]), tokenizer, Tokenise())
+def test_what_a_template_leaves_out_is_counted_and_dropped(base, tmp_path):
+    # a template that drops every answer to a message of five characters
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' or messages[0].content | length != 5 %}<|im_start|>{{ m.content }}"
+        "{% endif %}{% endfor %}"
+    )
+    odd = with_template(base, tmp_path / "odd", template)
+    examples, dropped, _ = run(records([5, 6, 7, 8]), odd)
+    assert [row["reason"] for row in dropped] == ["no token of an answer to learn"]
+    assert len(examples) == 3
+
+
+def long_conversation():
+    turns = [{"role": "system", "content": "s"}]
+    for number in range(6):
+        turns += [
+            {"role": "user", "content": f"question {number} " + "x" * 20},
+            {"role": "assistant", "content": f"answer {number}"},
+        ]
+    return turns
+
+
+def test_the_oldest_turns_go_until_the_rest_fits(tokenizer, base):
+    row = record("a", "b", "long") | {"messages": long_conversation()}
+    table = split_records([row, record("x", "y", "short")])
+    examples, dropped, _ = run(table, base, max_tokens=150, too_long="drop_oldest_turns")
+    assert dropped == []
+    example = next(e for e in examples if e["id"] == "long")
+    text = tokenizer.decode(example["input_ids"])
+    assert len(example["input_ids"]) <= 150
+    assert "question 5" in text
+    assert "question 0" not in text
+    expected = [turn for turn in long_conversation() if turn["role"] == "system" or turn["content"] in text]
+    assert encode(tokenizer, expected).input_ids == example["input_ids"]
+
+
+def test_the_end_is_cut_if_asked(tokenizer, base):
+    row = record("a", "b", "long") | {"messages": long_conversation()}
+    examples, dropped, _ = run(split_records([row, record("x", "y", "short")]), base, max_tokens=150, too_long="cut_end")
+    example = next(e for e in examples if e["id"] == "long")
+    assert example["input_ids"] == encode(tokenizer, long_conversation()).input_ids[:150]
+    assert dropped == []
+
+
+def test_packing_keeps_every_example_whole_in_its_split(base):
+    examples, _, packed = run(records([n * 7 % 60 for n in range(80)]), base, max_tokens=128)
+    by_id = {row["id"]: row for row in examples}
+    assert sorted(name for row in packed for name in row["ids"]) == sorted(by_id)
+    for row in packed:
+        assert len(row["input_ids"]) == len(row["positions"]) == len(row["documents"]) <= 128
+        assert [d for d, _ in enumerate(row["ids"])] == sorted(set(row["documents"]))
+        for number, name in enumerate(row["ids"]):
+            own = [at for at, document in enumerate(row["documents"]) if document == number]
+            assert by_id[name]["split"] == row["split"]
+            assert [row["input_ids"][at] for at in own] == by_id[name]["input_ids"]
+            assert [row["supervised"][at] for at in own] == by_id[name]["supervised"]
+            assert [row["positions"][at] for at in own] == list(range(len(own)))
+    total = sum(len(row["input_ids"]) for row in packed)
+    # best fit decreasing needs at most 11/9 of the fewest rows, and one
+    assert len(packed) <= 11 / 9 * -(-total // 128) + 2

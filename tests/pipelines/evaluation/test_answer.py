@@ -1,7 +1,5 @@
 """What a model answers, and how likely it finds the right answer, does not depend on who else is in its batch."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,11 +8,9 @@ from hypothesis import strategies as st
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, make_examples, micro_batches
 from luthier.models import load_model, load_tokenizer, resolve_base
-from luthier.pipelines.data_processing.parameters import Tokenise
-from luthier.pipelines.data_processing.tokenise import tokenise
 from luthier.pipelines.evaluation.answer import encode_prompts, generate, negative_log_likelihoods
-from luthier.records import SPLIT_RECORD
 from luthier.shards import write_shards
+from luthier.text.chat import encode
 from luthier.text.prepare import PromptSettings, conversation
 
 PROMPT = PromptSettings(system="Be brief.", user="{{ body }}", assistant="{{ answer }}")
@@ -34,7 +30,9 @@ TEXTS = [
 def tiny(tmp_path_factory):
     """Return the tiny model in fp32 and its tokenizer; sharper than as built, so that answers differ."""
     folder = str(tmp_path_factory.mktemp("models"))
-    base = resolve_base(ModelParameters(base="tiny:llama"), FolderParameters(root=folder, base_models=folder, work=folder))
+    base = resolve_base(
+        ModelParameters(base="tiny:llama"), FolderParameters(root=folder, base_models=folder, shards="", work=folder)
+    )
     model = load_model(base, torch.float32).eval()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -47,7 +45,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prompts(tiny):
     """Return prompts of several lengths."""
-    return encode_prompts(tiny[1], [json.dumps({"body": text}) for text in TEXTS], PROMPT)
+    return encode_prompts(tiny[1], [conversation({"body": text, "answer": "x"}, PROMPT) for text in TEXTS])
 
 
 def answer(tiny, prompts, batch_tokens=8192, length=12):
@@ -90,26 +88,12 @@ def test_no_prompts_have_no_answers(tiny):
 
 
 def test_prompts_are_those_of_training(tiny):
-    rows = [{"body": text, "answer": "yes"} for text in TEXTS]
-    records = [
-        {
-            "id": str(n),
-            "messages": conversation(row, PROMPT),
-            "row": json.dumps(row),
-            "source": "",
-            "content_hash": "",
-            "split": side,
-        }
-        for n, row in enumerate(rows)
-        for side in ("train", "test")
-    ]
-    import pyarrow as pa
-
-    examples, _ = tokenise(pa.Table.from_pylist(records, schema=SPLIT_RECORD), tiny[1], Tokenise())
-    prompts = encode_prompts(tiny[1], [record["row"] for record in records], PROMPT)
-    for example, prompt in zip(examples.to_pylist(), prompts, strict=True):
-        assert example["input_ids"][: len(prompt)] == prompt
-        assert example["supervised"].index(True) == len(prompt)
+    for text in TEXTS:
+        messages = conversation({"body": text, "answer": "yes"}, PROMPT)
+        example = encode(tiny[1], messages)
+        (prompt,) = encode_prompts(tiny[1], [messages])
+        assert example.input_ids[: len(prompt)] == prompt
+        assert example.supervised.index(True) == len(prompt)
 
 
 EXAMPLES = st.lists(st.tuples(st.integers(2, 40), st.integers(0, 2**16)), min_size=1, max_size=6)

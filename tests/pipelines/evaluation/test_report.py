@@ -34,9 +34,12 @@ NASTY = [
 ]
 DATA = {
     "rows_read": 12,
-    "quarantined": 1,
-    "exact_duplicates": 2,
-    "near_duplicates": 3,
+    "steps": {
+        "validate_rows": {"in": 12, "out": 11, "dropped": 1},
+        "clean_records": {"in": 11, "out": 11, "dropped": 0, "changed": 3},
+        "deduplicate_records": {"in": 11, "out": 6, "dropped": 5},
+    },
+    "dropped": {"validate_rows": {"<b>bad</b> & worse": 1}, "deduplicate_records": {"exact": 2, "near": 3}},
     "examples": {"train": 4, "validation": 1, "test": 1},
     "tokens": {"total": 100, "supervised": 20},
 }

@@ -29,7 +29,7 @@ Moment = dict[str, Any]  # see killed_worker.py
 
 def folders_in(folder: Path) -> FolderParameters:
     """Return the folders of a project in `folder`."""
-    return FolderParameters(root=str(folder), base_models=str(folder / "base"), work=str(folder / "work"))
+    return FolderParameters(root=str(folder), base_models=str(folder / "base"), shards="", work=str(folder / "work"))
 
 
 def tiny_base(folder: Path) -> Base:

@@ -1,101 +1,412 @@
 """Find conversations that are the same, exactly or nearly, and keep one of each.
 
-Exact: equal content hash. Near: character 5-gram sets of the user's turns, MinHash signatures (Broder 1997, by rensa),
-banded LSH to find candidates, the true Jaccard similarity to decide, connected components as clusters. The survivor is
-the one with the lowest content hash, so the result does not depend on the order of the rows. Digits count: two
-messages that differ in an order number are different messages.
+Exact: equal hash of the normalised conversation. Near: character 5-gram sets of what the user says, so that short texts
+have shingles too; MinHash signatures (Broder 1997; rensa), bands of them as keys of buckets (Leskovec, Rajaraman, Ullman,
+Mining of Massive Datasets, chapter 3), the true Jaccard similarity of the sets to decide, connected components as
+clusters. The survivor is the one with the lowest content hash, whatever the order of the rows. Digits count: two messages
+that differ in an order number are different messages.
+
+Texts stay in their shards. What is held for all records at once is a few numbers each: two hashes, one band, a cluster.
+
+    sign (a task a shard) -> exact groups -> buckets (a task a band) -> shingles of candidates (a task a shard)
+      -> similarities, clusters, survivors -> keep (a task a shard)
 """
 
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rensa import RMinHash
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from luthier.artefacts import canonical_json, hash_of_file
+from luthier.executors import Executor, Task, key_of
+from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Deduplicate
-from luthier.records import DUPLICATE
+from luthier.pipelines.data_processing.previous import PreviousSplits
+from luthier.records import DUPLICATE, user_text
+from luthier.shards import Shards, write_table
 
 GRAM = 5
+ALL_PAIRS_UP_TO = 16
+"""Records in a bucket of which each is compared with each; in a larger one, each with the next ones in order."""
+NEIGHBOURS = 4
+_MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], np.uint64
+)
+
+Numbers = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 
 
-def shingles(text: str) -> frozenset[str]:
-    """Return the character 5-grams of a text, case and white space folded; a shorter text is its own gram."""
-    folded = " ".join(text.casefold().split())
-    return frozenset(folded[i : i + GRAM] for i in range(max(1, len(folded) - GRAM + 1)))
+def fold(text: str) -> str:
+    """Return the text with letter case and white space folded; no digit and no word is lost."""
+    return " ".join(text.casefold().split())
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Return the share of common elements, in [0, 1]."""
-    return len(a & b) / len(a | b) if a or b else 1.0
-
-
-def _user_text(messages: list[dict[str, str]]) -> str:
-    return "\n".join(message["content"] for message in messages if message["role"] == "user")
-
-
-def _candidates(sets: list[frozenset[str]], parameters: Deduplicate) -> set[tuple[int, int]]:
-    """Pairs that share a band of their signatures; in a crowd of like texts only a window of neighbours is paired."""
-    rows = parameters.permutations // parameters.bands
-    buckets: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
-    for number, grams in enumerate(sets):
-        signature = RMinHash(num_perm=parameters.permutations, seed=42)
-        signature.update(sorted(grams))
-        digest = signature.digest()
-        for band in range(parameters.bands):
-            buckets[band, tuple(digest[band * rows : (band + 1) * rows])].append(number)
-    # neighbours alone: a chain joins a bucket of duplicates. In a crowd of form letters just below the threshold a pair
-    # just above it may never be neighbours, and is missed.
-    return {pair for members in buckets.values() for pair in pairwise(members)}
-
-
-def _clusters(sets: list[frozenset[str]], parameters: Deduplicate) -> np.ndarray:
-    """Return the cluster number of each text."""
-    if parameters.near_threshold == 1:
-        return np.arange(len(sets))
-    near = [(a, b) for a, b in _candidates(sets, parameters) if jaccard(sets[a], sets[b]) >= parameters.near_threshold]
-    first, second = [a for a, _ in near], [b for _, b in near]
-    graph = coo_matrix((np.ones(len(near)), (first, second)), shape=(len(sets), len(sets)))
-    return np.asarray(connected_components(graph, directed=False)[1])
-
-
-def deduplicate(records: pa.Table, parameters: Deduplicate) -> tuple[pa.Table, pa.Table]:
-    """Keep one conversation of each cluster.
+def shingle_hashes(texts: Sequence[str]) -> tuple[Hashes, Numbers]:
+    """Hash the character 5-grams of folded texts, all at once; a shorter text is its own gram.
 
     Returns:
-        the survivors, sorted by content hash, and a table of schema `records.DUPLICATE` with what was dropped and why.
+        64-bit hashes, repeats included, and where those of each text begin, with the end of the last one (length n + 1).
     """
-    rows: list[dict[str, Any]] = sorted(records.to_pylist(), key=lambda row: (row["content_hash"], row["id"], row["row"]))
-    unique: dict[str, dict[str, Any]] = {}
-    dropped: list[dict[str, Any]] = []
-    for row in rows:
-        survivor = unique.setdefault(row["content_hash"], row)
-        if survivor is not row:
-            dropped.append(_dropped(row, survivor, "exact", 1.0))
-    texts = list(unique.values())
-    sets = [shingles(_user_text(row["messages"])) for row in texts]
-    first: dict[int, int] = {}
-    kept: list[dict[str, Any]] = []
-    for number, cluster in enumerate(_clusters(sets, parameters)):
-        survivor_number = first.setdefault(int(cluster), number)
-        if survivor_number == number:
-            kept.append(texts[number])
+    folded = [fold(text) for text in texts]
+    lengths = np.fromiter((len(text) for text in folded), np.int64, len(folded))
+    # zeros after the last text, and instead of what follows a short one
+    codes = np.frombuffer(("".join(folded) + "\0" * GRAM).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    counts = np.where(lengths > 0, np.maximum(1, lengths - GRAM + 1), 1)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    places = np.arange(offsets[-1]) + np.repeat(starts[:-1] - offsets[:-1], counts)
+    room = np.repeat(starts[1:], counts) - places  # characters left in the text
+    hashes = np.zeros(len(places), np.uint64)
+    for step, multiplier in enumerate(_MULTIPLIERS):
+        if (room <= step).any():
+            hashes += np.where(room > step, codes[places + step] + np.uint64(1), np.uint64(0)) * multiplier
         else:
-            similarity = jaccard(sets[number], sets[survivor_number])
-            dropped.append(_dropped(texts[number], texts[survivor_number], "near", similarity))
-    dropped.sort(key=lambda row: row["id"])
-    return pa.Table.from_pylist(kept, schema=records.schema), pa.Table.from_pylist(dropped, schema=DUPLICATE)
+            hashes += (codes[places + step] + np.uint64(1)) * multiplier
+    return _mixed(hashes), offsets
 
 
-def _dropped(row: dict[str, Any], survivor: dict[str, Any], kind: str, similarity: float) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "source": row["source"],
-        "kind": kind,
-        "similarity": similarity,
-        "survivor": survivor["id"],
-        "survivor_source": survivor["source"],
+def _mixed(values: Hashes) -> Hashes:
+    """Spread the bits of each value over all 64 (the finaliser of MurmurHash3, Appleby 2011)."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
+def signatures(texts: Sequence[str], permutations: int) -> NDArray[np.uint32]:
+    """Return the MinHash signature of each text: shape (texts, permutations)."""
+    if not texts:
+        return np.zeros((0, permutations), np.uint32)
+    hashes, offsets = shingle_hashes(texts)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), permutations, 42)
+    return np.array(matrix.to_rows(), np.uint32)
+
+
+def band_hashes(signed: NDArray[np.uint32], bands: int) -> Hashes:
+    """Hash each band of each signature: shape (bands, texts)."""
+    rows = signed.shape[1] // bands
+    found = np.zeros((bands, signed.shape[0]), np.uint64)
+    for place in range(rows):
+        found = _mixed(found + signed[:, place::rows].T.astype(np.uint64) + np.uint64(1))
+    return found
+
+
+def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
+    """Return the share of common elements of two sorted sets, in [0, 1]."""
+    common = len(np.intersect1d(a, b, assume_unique=True))
+    return common / (len(a) + len(b) - common)
+
+
+def content_hash(messages: Any, rejected: Any = None) -> str:
+    """Return the hash of a conversation that ignores letter case and white space, but no digit and no word."""
+    said = [[[m["role"], fold(m["content"]), m.get("tool_calls") or ""] for m in part or []] for part in (messages, rejected)]
+    return key_of(canonical_json(said))
+
+
+def sign_shard(out: Path, file: Path, permutations: int, bands: int) -> None:
+    """Write, for each record of a shard: its content hash (2 x 64 bits), its band hashes, and a byte of each minimum."""
+    table = pq.read_table(file, columns=["messages", "rejected"])
+    messages = turns(table, "messages")
+    hashes = [content_hash(said, other) for said, other in zip(messages, turns(table, "rejected"), strict=True)]
+    np.save(out / "content.npy", np.array([[int(h[:16], 16), int(h[16:], 16)] for h in hashes], np.uint64).reshape(-1, 2))
+    signed = signatures([user_text(said) for said in messages], permutations)
+    np.save(out / "bands.npy", band_hashes(signed, bands))
+    np.save(out / "bytes.npy", signed.astype(np.uint8))
+
+
+def find_pairs(out: Path, band: int, folders: list[Path], alive: Path, least: float) -> None:
+    """Write the pairs that share a band and whose signatures look similar enough: shape (pairs, 2), the lower one first."""
+    rows = np.flatnonzero(np.load(alive)["alive"])
+    count = len(np.load(folders[0] / "bands.npy", mmap_mode="r"))
+    keys = _column(folders, band)[rows]
+    # neighbours in a crowded bucket are those that share the next band too
+    order = np.lexsort((rows, _column(folders, (band + 1) % count)[rows], keys))
+    keys, rows = keys[order], rows[order]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+    ends = np.append(starts[1:], len(keys)) if len(keys) else starts
+    crowded = (ends - starts) > ALL_PAIRS_UP_TO
+    reach = np.repeat(np.where(crowded, NEIGHBOURS, ALL_PAIRS_UP_TO), ends - starts)
+    end = np.repeat(ends, ends - starts)
+    found = []
+    for step in range(1, ALL_PAIRS_UP_TO):
+        first = np.flatnonzero((reach >= step) & (np.arange(len(rows)) + step < end))
+        if not len(first):
+            break
+        found.append(np.stack([rows[first], rows[first + step]], 1))
+    pairs = np.sort(np.concatenate(found), 1) if found else np.zeros((0, 2), np.int64)
+    np.save(out / "pairs.npy", _look_alike(pairs, folders, least))
+
+
+def _column(folders: list[Path], band: int) -> Hashes:
+    return np.concatenate([np.load(folder / "bands.npy", mmap_mode="r")[band] for folder in folders])
+
+
+def _look_alike(pairs: Numbers, folders: list[Path], least: float) -> Numbers:
+    """Keep the pairs whose signatures agree in a share of at least `least`, as far as one byte of each minimum tells."""
+    if not len(pairs):
+        return pairs
+    signed = [np.load(folder / "bytes.npy", mmap_mode="r") for folder in folders]
+    starts = np.cumsum([0, *map(len, signed)])
+
+    def take(rows: Numbers) -> NDArray[np.uint8]:
+        taken = np.empty((len(rows), signed[0].shape[1]), np.uint8)
+        shard = np.searchsorted(starts, rows, "right") - 1
+        for number in np.unique(shard):
+            own = shard == number
+            taken[own] = signed[number][rows[own] - starts[number]]
+        return taken
+
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    good = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), 65_536):
+        a, b = pairs[start : start + 65_536].T
+        good[start : start + 65_536] = (take(a) == take(b)).mean(1) >= least
+    return pairs[good]
+
+
+def shingle_shard(out: Path, file: Path, rows: list[int]) -> None:
+    """Write the shingle sets of some records of a shard: sorted 64-bit hashes, one after the other, and their ends."""
+    table = pq.read_table(file, columns=["messages"]).take(pa.array(rows, pa.int64()))
+    hashes, offsets = shingle_hashes([user_text(said) for said in turns(table, "messages")])
+    sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
+    np.save(out / "sets.npy", np.concatenate(sets))
+    np.save(out / "ends.npy", np.cumsum([len(one) for one in sets]))
+
+
+class _ShingleSets:
+    """Shingle sets of the candidates, read from disk as they are asked for."""
+
+    def __init__(self, rows: Numbers, folders: dict[int, Path], starts: Numbers) -> None:
+        self.starts = starts
+        self.rows = rows
+        self.sets = {shard: np.load(folder / "sets.npy", mmap_mode="r") for shard, folder in folders.items()}
+        self.ends = {shard: np.concatenate([[0], np.load(folder / "ends.npy")]) for shard, folder in folders.items()}
+        self.first = {shard: int(np.searchsorted(rows, starts[shard])) for shard in folders}
+
+    def __getitem__(self, row: int) -> Hashes:
+        shard = int(np.searchsorted(self.starts, row, "right")) - 1
+        place = int(np.searchsorted(self.rows, row)) - self.first[shard]
+        ends = self.ends[shard]
+        return np.asarray(self.sets[shard][ends[place] : ends[place + 1]])
+
+
+class _Clusters:
+    """Union-find over row numbers; the lower number is the root."""
+
+    def __init__(self, rows: int) -> None:
+        self.parent = np.arange(rows)
+
+    def find(self, row: int) -> int:
+        parent = self.parent
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = int(parent[row])
+        return row
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        self.parent[max(a, b)] = min(a, b)
+
+    def roots(self) -> Numbers:
+        """Return the root of each row."""
+        roots = self.parent
+        while not np.array_equal(deeper := roots[roots], roots):
+            roots = deeper
+        return roots
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What becomes of each record."""
+
+    survivor: Numbers
+    """Row number of the record that stays in its place; its own if it stays."""
+    cluster: Hashes
+    """Content hash, 2 x 64 bits, that names its cluster."""
+    kind: NDArray[np.str_]
+    """`""` (stays), exact, near or bridge."""
+    similarity: NDArray[np.float64]
+
+
+def keep_shard(out: Path, file: Path, signed: Path, verdict: Path) -> None:
+    """Write the records that stay, with content hash and cluster, and the duplicates (schema `records.DUPLICATE`)."""
+    table = pq.read_table(file)
+    content = _hex(np.load(signed / "content.npy"))
+    fate = np.load(verdict)
+    clusters = _hex(fate["cluster"])
+    table = table.append_column("content_hash", pa.array(content, pa.string()))
+    table = table.append_column("cluster", pa.array(clusters, pa.string()))
+    dropped = fate["kind"] != ""
+    write_table(table.filter(pa.array(~dropped)), out / "records.parquet")
+    gone = table.filter(pa.array(dropped)).select(["key", "id"])
+    facts = {
+        "kind": fate["kind"][dropped].astype(object),
+        "similarity": fate["similarity"][dropped],
+        "survivor": fate["survivor_id"].astype(object),
+        "survivor_key": fate["survivor_key"].astype(object),
     }
+    for name, values in facts.items():
+        gone = gone.append_column(name, pa.array(values, DUPLICATE.field(name).type))
+    write_table(gone.cast(DUPLICATE), out / "duplicates.parquet")
+    everyone = {"content_hash": content, "cluster": clusters, "kept": ~dropped}
+    write_table(pa.table(everyone), out / "clusters.parquet")
+
+
+def _hex(hashes: Hashes) -> list[str]:
+    return [f"{high:016x}{low:016x}" for high, low in hashes.tolist()]
+
+
+def deduplicate(
+    records: Shards, parameters: Deduplicate, executor: Executor, previous: PreviousSplits | None = None
+) -> tuple[Shards, Shards, Shards]:
+    """Keep one conversation of each cluster; where an earlier version of the data had some of it, those stay.
+
+    Returns:
+        the survivors, with content hash and cluster, in the order of the input; what was dropped and for whom (schema
+        `records.DUPLICATE`); and content hash, cluster and `kept` of every record.
+    """
+    files, settings = records.files, {"permutations": parameters.permutations, "bands": parameters.bands}
+    tasks = [Task({"input": sha256} | settings, {"file": f} | settings) for f, sha256 in zip(files, records.hashes, strict=True)]
+    signed = executor.map("sign_records", sign_shard, tasks)
+    content = np.concatenate([np.load(folder / "content.npy") for folder in signed])
+    starts = np.cumsum([0, *(len(np.load(folder / "content.npy", mmap_mode="r")) for folder in signed)])
+    twin = _first_of_equals(content)
+    clusters, sets = _near(records, signed, twin == np.arange(len(twin)), starts, parameters, executor)
+    verdict = _judge(content, twin, clusters.roots(), sets, previous)
+    return _keep(records, signed, starts, verdict, executor)
+
+
+def _first_of_equals(content: Hashes) -> Numbers:
+    """Return, for each row, the first row with the same content."""
+    order = np.lexsort((np.arange(len(content)), content[:, 1], content[:, 0]))
+    ordered = content[order]
+    new = np.ones(len(content), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    first = np.empty(len(content), np.int64)
+    first[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+    return first
+
+
+def _near(
+    records: Shards,
+    signed: list[Path],
+    alive: NDArray[np.bool_],
+    starts: Numbers,
+    parameters: Deduplicate,
+    executor: Executor,
+) -> tuple[_Clusters, _ShingleSets | None]:
+    """Join the records whose Jaccard similarity reaches the threshold."""
+    clusters = _Clusters(len(alive))
+    if parameters.near_threshold == 1:
+        return clusters, None
+    threshold = parameters.near_threshold
+    # three standard deviations below the threshold: what is lost there is a pair in a thousand
+    least = threshold - 3 * np.sqrt(threshold * (1 - threshold) / parameters.permutations)
+    names = [folder.name for folder in signed]
+    mask = _stored(executor, "alive", alive=alive)
+    shared = {"folders": signed, "alive": mask, "least": float(least)}
+    decides = {"of": names, "alive": hash_of_file(mask), "least": float(least)}
+    bands = [Task(decides | {"band": band}, shared | {"band": band}) for band in range(parameters.bands)]
+    found = executor.map("pair_records", find_pairs, bands)
+    rows = np.unique(np.concatenate([np.unique(np.load(folder / "pairs.npy")) for folder in found]))
+    if not len(rows):
+        return clusters, None
+    places = {shard: rows[(rows >= starts[shard]) & (rows < starts[shard + 1])] - starts[shard] for shard in range(len(signed))}
+    needed = {shard: own.tolist() for shard, own in places.items() if len(own)}
+    tasks = [
+        Task({"input": records.hashes[shard], "rows": own}, {"file": records.files[shard], "rows": own})
+        for shard, own in needed.items()
+    ]
+    sets = _ShingleSets(rows, dict(zip(needed, executor.map("shingle_records", shingle_shard, tasks), strict=True)), starts)
+    for pair in _distinct(found):
+        a, b = pair
+        if clusters.find(a) != clusters.find(b) and jaccard(sets[a], sets[b]) >= threshold:
+            clusters.join(a, b)
+    return clusters, sets
+
+
+def _distinct(found: list[Path]) -> Iterator[tuple[int, int]]:
+    """Yield each pair once: several bands find the same."""
+    pairs = np.unique(np.concatenate([np.load(folder / "pairs.npy") for folder in found]), axis=0)
+    yield from map(tuple, pairs.tolist())
+
+
+def _judge(
+    content: Hashes, twin: Numbers, roots: Numbers, sets: _ShingleSets | None, previous: PreviousSplits | None
+) -> _Verdict:
+    """Choose the survivors of each cluster."""
+    rows = np.arange(len(content))
+    root = roots[twin]
+    old = previous.kept(content) if previous else np.zeros(len(content), bool)
+    old &= twin == rows
+    # of each cluster first the old ones, then by content hash
+    order = np.lexsort((rows, content[:, 1], content[:, 0], ~old, root))
+    leads = np.ones(len(content), bool)
+    leads[1:] = root[order][1:] != root[order][:-1]
+    leader = np.empty(len(content), np.int64)
+    leader[order] = order[np.flatnonzero(leads)][np.cumsum(leads) - 1]
+    stays = old | (leader == rows)
+    survivor = np.where(stays, rows, np.where(twin != rows, np.where(stays[twin], twin, leader), leader))
+    kind = np.where(stays, "", np.where((twin != rows) & (survivor == twin), "exact", "near")).astype("<U6")
+    kind[(twin != rows) & (kind == "near")] = "exact"
+    cluster = content[leader].copy()
+    if previous:
+        cluster[old] = previous.cluster(content[old])
+        kind[~stays & (twin == rows) & previous.bridges(content, root, old)] = "bridge"
+    similarity = np.ones(len(content))
+    for row in np.flatnonzero(np.isin(kind, ["near", "bridge"])):
+        if sets is not None:
+            similarity[row] = jaccard(sets[int(twin[row])], sets[int(survivor[row])])
+    return _Verdict(survivor, cluster, kind, similarity)
+
+
+def _keep(
+    records: Shards, signed: list[Path], starts: Numbers, verdict: _Verdict, executor: Executor
+) -> tuple[Shards, Shards, Shards]:
+    names = _names(records, starts, np.unique(verdict.survivor[verdict.kind != ""]))
+    tasks = []
+    for shard, (file, sha256) in enumerate(zip(records.files, records.hashes, strict=True)):
+        own = slice(starts[shard], starts[shard + 1])
+        kind, survivors = verdict.kind[own], verdict.survivor[own]
+        survivors = survivors[kind != ""]
+        fate = _stored(
+            executor,
+            "verdict",
+            kind=kind,
+            cluster=verdict.cluster[own],
+            similarity=verdict.similarity[own],
+            survivor_id=np.array([names[row][1] for row in survivors.tolist()], dtype=str),
+            survivor_key=np.array([names[row][0] for row in survivors.tolist()], dtype=str),
+        )
+        decides = {"input": sha256, "signed": signed[shard].name, "verdict": hash_of_file(fate)}
+        tasks.append(Task(decides, {"file": file, "signed": signed[shard], "verdict": fate}))
+    parts = executor.map("deduplicate_records", keep_shard, tasks)
+    kept, duplicates, clusters = (
+        executor.table("deduplicate_records", [part / f"{name}.parquet" for part in parts])
+        for name in ("records", "duplicates", "clusters")
+    )
+    return kept, duplicates, clusters
+
+
+def _names(records: Shards, starts: Numbers, rows: Numbers) -> dict[int, tuple[str, str]]:
+    """Look up key and id of some rows."""
+    found: dict[int, tuple[str, str]] = {}
+    for shard, file in enumerate(records.files):
+        own = rows[(rows >= starts[shard]) & (rows < starts[shard + 1])]
+        if len(own):
+            table = pq.read_table(file, columns=["key", "id"]).take(pa.array(own - starts[shard]))
+            pairs = zip(table.column("key").to_pylist(), table.column("id").to_pylist(), strict=True)
+            found.update(zip(own.tolist(), pairs, strict=True))
+    return found
+
+
+def _stored(executor: Executor, name: str, **arrays: Any) -> Path:
+    """Keep arrays where tasks find them, named by their content."""
+    return executor.store("deduplicate_arrays", name, arrays)

@@ -1,30 +1,61 @@
-"""The steps of data processing as functions of tables and parameters."""
+"""The steps of data processing as functions of tables and parameters. Tables are handles: no step holds all rows."""
 
+import json
+import logging
+import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 
+from luthier.artefacts import hash_of
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
-from luthier.models import load_tokenizer, resolve_base
+from luthier.executors import Executor, Task
+from luthier.models import resolve_base
+from luthier.pipelines.data_processing import augment as augmenting
+from luthier.pipelines.data_processing import clean, describe, ingest, scrub, validate
+from luthier.pipelines.data_processing import decontaminate as contamination
 from luthier.pipelines.data_processing import deduplicate as duplicates
-from luthier.pipelines.data_processing import ingest, validate
 from luthier.pipelines.data_processing import split as splits
 from luthier.pipelines.data_processing import tokenise as tokens
+from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
-from luthier.shards import Shards
+from luthier.pipelines.data_processing.previous import PreviousSplits
+from luthier.pipelines.data_processing.quality import Quality, assess
+from luthier.records import DROPPED, RECORD, SPLIT_RECORD
+from luthier.shards import Shards, write_table
 from luthier.text.prepare import PromptSettings
+from luthier.text.profile import Profile, plot
+
+logger = logging.getLogger(__name__)
+KEY_VARIABLE = "LUTHIER_PII_KEY"
 
 
-def ingest_rows(data: DataParameters, folders: FolderParameters) -> pa.Table:
-    """Read the user's file into rows with their line numbers."""
-    return ingest.read_rows(data, folders.locate(data.path))
+def _executor(parameters: DataProcessingParameters, folders: FolderParameters) -> Executor:
+    return Executor(Path(folders.shards), parameters.executor.backend, parameters.executor.workers)
 
 
-def fix_prompt_settings(data: DataParameters) -> dict[str, Any]:
+def ingest_rows(
+    data: DataParameters, parameters: DataProcessingParameters, folders: FolderParameters
+) -> tuple[Shards, list[dict[str, Any]]]:
+    """Read the user's files into rows with their line numbers, and say what each source looks like."""
+    executor = _executor(parameters, folders)
+    rows, files = ingest.ingest(data, folders, executor, parameters.executor.rows_per_shard)
+    shapes_of = validate.recognise_shapes(rows, data)
+    sources = data.all_sources()
+    for name, shape in shapes_of.items():
+        count = sum(file["rows"] for file in files if file["source"] == name)
+        logger.info("%s: %s rows of shape %s (data.shape)", name, f"{count:,}", shape)
+    return rows, [file | {"shape": shapes_of[file["source"]], "license": sources[file["source"]].license} for file in files]
+
+
+def fix_prompt_settings(data: DataParameters, parameters: DataProcessingParameters) -> dict[str, Any]:
     """Freeze what turns a row into a prompt; it travels with the model."""
-    return PromptSettings(system=data.system, user=data.user, assistant=data.assistant).model_dump()
+    settings = PromptSettings(system=data.system, user=data.user, assistant=data.assistant, scrub=parameters.scrub)
+    return settings.model_dump(mode="json")
 
 
 def load_answer_schema(data: DataParameters, folders: FolderParameters) -> dict[str, Any]:
@@ -34,62 +65,276 @@ def load_answer_schema(data: DataParameters, folders: FolderParameters) -> dict[
 
 def validate_rows(
     rows: Shards,
+    sources: list[dict[str, Any]],
     prompt_settings: dict[str, Any],
     answer_schema: dict[str, Any],
     data: DataParameters,
     parameters: DataProcessingParameters,
-) -> tuple[pa.Table, pd.DataFrame]:
+    folders: FolderParameters,
+) -> tuple[Shards, Shards, Shards]:
     """Turn good rows into records; put bad ones into quarantine with file, line and reason."""
-    settings = PromptSettings.model_validate(prompt_settings)
-    good, bad = validate.validate_rows(rows.to_table(), data, settings, parameters.validate_rows, answer_schema or None)
-    return good, bad.to_pandas()
+    found = validate.validate_rows(
+        rows,
+        data,
+        PromptSettings.model_validate(prompt_settings),
+        parameters.validate_rows,
+        answer_schema,
+        {source["source"]: source["shape"] for source in sources},
+        _executor(parameters, folders),
+        parameters.executor.rows_per_shard,
+    )
+    _tell("validated", len(rows), len(found[0]), f"{len(found[2]):,} in quarantine")
+    return found
 
 
-def deduplicate_records(records: Shards, parameters: DataProcessingParameters) -> tuple[pa.Table, pd.DataFrame]:
+def clean_records(
+    records: Shards, prompt_settings: dict[str, Any], parameters: DataProcessingParameters, folders: FolderParameters
+) -> tuple[Shards, Shards, Shards]:
+    """Repair encoding, markup and white space."""
+    executor, settings = _executor(parameters, folders), PromptSettings.model_validate(prompt_settings)
+    tasks = _tasks(records, {"system": settings.system}, {"settings": settings})
+    parts = executor.map("clean_records", clean.clean_shard, tasks)
+    kept, changed, dropped = (_table(executor, "clean_records", parts, name) for name in ("records", "changed", "dropped"))
+    _tell("cleaned", len(records), len(kept), f"{len(changed):,} turns changed")
+    return kept, changed, dropped
+
+
+def scrub_records(
+    records: Shards, prompt_settings: dict[str, Any], parameters: DataProcessingParameters, folders: FolderParameters
+) -> tuple[Shards, Shards]:
+    """Put placeholders in the place of personal data."""
+    executor, settings = _executor(parameters, folders), PromptSettings.model_validate(prompt_settings)
+    key = os.environ.get(KEY_VARIABLE, "")
+    if settings.scrub and not key:
+        logger.info("placeholders of personal data are keyed with nothing: set %s before you share the data", KEY_VARIABLE)
+    decides = {"settings": prompt_settings["scrub"], "system": settings.system, "key": hash_of([key])}
+    parts = executor.map("scrub_records", scrub.scrub_shard, _tasks(records, decides, {"settings": settings, "key": key}))
+    kept, changed = (_table(executor, "scrub_records", parts, name) for name in ("records", "changed"))
+    _tell("scrubbed", len(records), len(kept), f"{len(changed):,} turns changed")
+    return kept, changed
+
+
+def _assess_shard(out: Path, file: Path, parameters: Quality) -> None:
+    kept, dropped = assess(_rows(file), parameters)
+    write_table(pa.Table.from_pylist(kept, RECORD), out / "records.parquet")
+    write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    table = pq.read_table(file)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row, messages in zip(rows, turns(table, "messages"), strict=True):
+        row["messages"] = messages
+    return rows
+
+
+def assess_quality(records: Shards, parameters: DataProcessingParameters, folders: FolderParameters) -> tuple[Shards, Shards]:
+    """Drop what is not in the languages asked for, or is no text to learn from."""
+    executor = _executor(parameters, folders)
+    tasks = _tasks(records, {"quality": parameters.quality.model_dump()}, {"parameters": parameters.quality})
+    parts = executor.map("assess_quality", _assess_shard, tasks)
+    kept, dropped = (_table(executor, "assess_quality", parts, name) for name in ("records", "dropped"))
+    _tell("assessed", len(records), len(kept), f"{len(dropped):,} dropped")
+    return kept, dropped
+
+
+def deduplicate_records(
+    records: Shards, parameters: DataProcessingParameters, folders: FolderParameters
+) -> tuple[Shards, Shards, Shards]:
     """Keep one record of each group of exact or near duplicates."""
-    kept, dropped = duplicates.deduplicate(records.to_table(), parameters.deduplicate)
-    return kept, dropped.to_pandas()
+    parameters = _located(parameters, folders)
+    previous = PreviousSplits(parameters.split.previous) if parameters.split.previous else None
+    found = duplicates.deduplicate(records, parameters.deduplicate, _executor(parameters, folders), previous)
+    _tell("de-duplicated", len(records), len(found[0]), f"{len(found[1]):,} duplicates")
+    return found
 
 
-def split_records(records: Shards, parameters: DataProcessingParameters, seed: int) -> pa.Table:
-    """Divide the records into train, validation and test by content."""
-    return splits.split(records.to_table(), parameters.split, seed)
+def split_records(
+    records: Shards, clusters: Shards, parameters: DataProcessingParameters, seed: int, folders: FolderParameters
+) -> tuple[Shards, Shards]:
+    """Divide the records into train, validation and test by cluster."""
+    parameters = _located(parameters, folders)
+    divided, table = splits.split(records, clusters, parameters.split, seed, _executor(parameters, folders))
+    _tell("split", len(records), len(divided), ", ".join(f"{n:,} {name}" for name, n in describe.splits_of(divided).items()))
+    return divided, table
+
+
+def _located(parameters: DataProcessingParameters, folders: FolderParameters) -> DataProcessingParameters:
+    if not parameters.split.previous:
+        return parameters
+    split = parameters.split.model_copy(update={"previous": folders.locate(parameters.split.previous)})
+    return parameters.model_copy(update={"split": split})
+
+
+def decontaminate_records(
+    records: Shards, parameters: DataProcessingParameters, folders: FolderParameters
+) -> tuple[Shards, Shards]:
+    """Drop training records that give the tests away."""
+    kept, findings = contamination.decontaminate(records, parameters.decontaminate, folders, _executor(parameters, folders))
+    _tell("decontaminated", len(records), len(kept), f"{len(findings):,} findings")
+    return kept, findings
+
+
+def _augment_shard(out: Path, file: Path, labels: dict[str, int], paraphrases: Any, seed: int, **parameters: Any) -> None:
+    settings = parameters["parameters"]
+    rows = augmenting.augment(_rows(file), settings, seed, paraphrases, labels, duplicates.content_hash)
+    write_table(pa.Table.from_pylist(rows, SPLIT_RECORD), out / "records.parquet")
+
+
+def augment_records(records: Shards, parameters: DataProcessingParameters, seed: int, folders: FolderParameters) -> Shards:
+    """Add altered copies of training records, if asked for."""
+    settings = parameters.augment
+    if not settings.copies and settings.rebalance == "none":
+        return records
+    executor = _executor(parameters, folders)
+    paraphrases = augmenting.load_paraphrases(folders.locate(settings.paraphrases)) if settings.paraphrases else {}
+    labels = describe.labels_by_split(records).get("train", {})
+    shared = {"labels": labels, "paraphrases": paraphrases, "seed": seed}
+    tasks = _tasks(records, {"augment": settings.model_dump(), **shared}, {"parameters": settings, **shared})
+    parts = executor.map("augment_records", _augment_shard, tasks)
+    grown = _table(executor, "augment_records", parts, "records")
+    _tell("augmented", len(records), len(grown), f"{len(grown) - len(records):,} copies")
+    return grown
 
 
 def tokenise_records(
     records: Shards, model: ModelParameters, parameters: DataProcessingParameters, folders: FolderParameters
-) -> tuple[pa.Table, pd.DataFrame]:
+) -> tuple[Shards, Shards, Shards]:
     """Render the conversations through the chat template and mark the answers."""
-    tokenizer = load_tokenizer(resolve_base(model, folders))
-    examples, too_long = tokens.tokenise(records.to_table(), tokenizer, parameters.tokenise)
-    reason = f"longer than {parameters.tokenise.max_tokens} tokens"
-    return examples, pd.DataFrame({"id": pd.Series(too_long, dtype="str"), "reason": reason})
+    found = tokens.tokenise(records, resolve_base(model, folders), parameters.tokenise, _executor(parameters, folders))
+    _tell("tokenised", len(records), len(found[0]), f"{len(found[1]):,} dropped")
+    return found
 
 
 def report_data(
-    rows: Shards,
-    quarantine: pd.DataFrame,
-    duplicates: pd.DataFrame,
-    too_long: pd.DataFrame,
+    sources: list[dict[str, Any]],
+    origins: Shards,
     records: Shards,
+    quarantine: Shards,
+    cleaned: Shards,
+    clean_changes: Shards,
+    clean_dropped: Shards,
+    scrub_changes: Shards,
+    assessed: Shards,
+    quality_dropped: Shards,
+    unique: Shards,
+    duplicates: Shards,
+    divided: Shards,
+    decontaminated: Shards,
+    contaminated: Shards,
+    final: Shards,
     examples: Shards,
+    tokenise_dropped: Shards,
+    packed: Shards,
+    parameters: DataProcessingParameters,
 ) -> dict[str, Any]:
-    """Count what each step kept and dropped; every row is accounted for."""
-    table = examples.to_pandas()
-    lengths, answers = table["input_ids"].map(len), table["supervised"].map(sum)
+    """Count what each step kept, changed and dropped, and why; every row is accounted for."""
+    read = sum(source["rows"] for source in sources)
+    kinds = _count(duplicates, "kind")
+    given_away = Counter(row["against"] for row in contaminated.iter_rows(["against", "dropped"]) if row["dropped"])
+    tokens = _tokens(examples)
     return {
-        "rows_read": len(rows),
-        "quarantined": len(quarantine),
-        "quarantine_reasons": dict(Counter(reason[:60] for reason in quarantine["reason"]).most_common()),
-        "exact_duplicates": int((duplicates["kind"] == "exact").sum()),
-        "near_duplicates": int((duplicates["kind"] == "near").sum()),
-        "records": len(records),
-        "too_long": len(too_long),
-        "examples": {name: int((table["split"] == name).sum()) for name in splits.SPLITS},
-        "tokens": {
-            "total": int(lengths.sum()),
-            "supervised": int(answers.sum()),
-            "median": float(lengths.median()),
-            "longest": int(lengths.max()),
+        "rows_read": read,
+        "repeated_rows": len(origins) - len(records),
+        "steps": {
+            "validate_rows": {"in": read, "out": len(records), "dropped": read - len(records)},
+            "clean_records": _step(records, cleaned, clean_changes),
+            "scrub_records": _step(cleaned, cleaned, scrub_changes),
+            "assess_quality": _step(cleaned, assessed),
+            "deduplicate_records": _step(assessed, unique),
+            "split_records": _step(unique, divided),
+            "decontaminate_records": _step(divided, decontaminated),
+            "augment_records": _step(decontaminated, final),
+            "tokenise_records": _step(final, examples),
+        },
+        "dropped": {
+            "validate_rows": _count(quarantine, "reason")
+            | ({"the same row again": len(origins) - len(records)} if len(origins) > len(records) else {}),
+            "clean_records": _count(clean_dropped, "reason"),
+            "assess_quality": _count(quality_dropped, "reason"),
+            "deduplicate_records": kinds,
+            "decontaminate_records": dict(given_away),
+            "tokenise_records": _count(tokenise_dropped, "reason"),
+        },
+        "changed": {"clean_records": _count(clean_changes, "what"), "scrub_records": _count(scrub_changes, "what")},
+        "splits": describe.splits_of(final),
+        "label_deviation": describe.label_deviation(describe.labels_by_split(final)),
+        "examples": describe.splits_of(examples),
+        "tokens": tokens,
+        "packing": {
+            "rows": len(packed),
+            "examples_per_row": len(examples) / max(1, len(packed)),
+            "fill_rate": tokens["total"] / max(1, len(packed) * parameters.tokenise.max_tokens),
         },
     }
+
+
+def _step(before: Shards, after: Shards, changed: Shards | None = None) -> dict[str, int]:
+    counts = {"in": len(before), "out": len(after), "dropped": max(0, len(before) - len(after))}
+    return counts | ({"changed": len(set(_column(changed, "key")))} if changed is not None else {})
+
+
+def _column(table: Shards, name: str) -> list[Any]:
+    return [value for batch in table.iter_batches([name]) for value in batch.column(name).to_pylist()]
+
+
+def _count(table: Shards, column: str) -> dict[str, int]:
+    counts = Counter[str]()
+    for batch in table.iter_batches([column]):
+        counts.update(value[:60] for value in batch.column(column).to_pylist())
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _tokens(examples: Shards) -> dict[str, float]:
+    lengths, supervised = Counter[int](), 0
+    for batch in examples.iter_batches(["input_ids", "supervised"]):
+        lengths.update(batch.column("input_ids").value_lengths().to_pylist())
+        supervised += sum(batch.column("supervised").flatten().to_pylist())
+    ordered = sorted(lengths.elements())
+    return {
+        "total": sum(ordered),
+        "supervised": supervised,
+        "median": float(ordered[len(ordered) // 2]),
+        "longest": ordered[-1],
+    }
+
+
+def profile_data(
+    records: Shards, examples: Shards, parameters: DataProcessingParameters, folders: FolderParameters
+) -> tuple[dict[str, Any], Figure]:
+    """Measure the training data, so that live traffic can be compared with it."""
+    profiles = describe.profile_data(records, examples, _executor(parameters, folders))
+    training, held_out = (json.loads(profile.to_json()) for profile in profiles)
+    return {"training": training, "held_out": held_out}, plot(profiles[0])
+
+
+def describe_data(
+    records: Shards,
+    profile: dict[str, Any],
+    sources: list[dict[str, Any]],
+    report: dict[str, Any],
+    parameters: DataProcessingParameters,
+    folders: FolderParameters,
+) -> tuple[Shards, str]:
+    """Describe the data for machines (Croissant) and people (data card), and check that the description is true."""
+    profiles = tuple(Profile.from_json(json.dumps(profile[name])) for name in ("training", "held_out"))
+    dropped = {step: reasons for step, reasons in report["dropped"].items() if reasons}
+    executor = _executor(parameters, folders)
+    root = Path(folders.root)
+    return describe.describe(records, profiles, sources, report["steps"], dropped, parameters, root, executor)  # type: ignore[arg-type]
+
+
+def _tasks(records: Shards, decides: dict[str, Any], arguments: dict[str, Any]) -> list[Task]:
+    """Make one task of each shard."""
+    return [
+        Task(decides | {"input": sha256}, arguments | {"file": file})
+        for file, sha256 in zip(records.files, records.hashes, strict=True)
+    ]
+
+
+def _table(executor: Executor, step: str, parts: list[Path], name: str) -> Shards:
+    return executor.table(step, [part / f"{name}.parquet" for part in parts])
+
+
+def _tell(what: str, before: int, after: int, also: str) -> None:
+    logger.info("%-15s %s -> %s   %s", what, f"{before:,}", f"{after:,}", also)

@@ -1,8 +1,27 @@
 """Parameters of data processing."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from luthier.configuration import Parameters
+from luthier.executors import Backend
+from luthier.pipelines.data_processing.augment import Augment
+from luthier.pipelines.data_processing.croissant import Describe
+from luthier.pipelines.data_processing.quality import Quality
+from luthier.shards import ROWS_PER_SHARD
+from luthier.text.prepare import ScrubSettings
+
+
+class Execute(Parameters):
+    """Where the work is done; the results are the same bytes."""
+
+    backend: Backend = "process"
+    """`serial`: in this process; `process`: over the cores of this machine; `ray`: on a Ray cluster (RAY_ADDRESS)."""
+    workers: int | None = Field(default=None, ge=1)
+    """Shards in work at a time; null takes all cores."""
+    rows_per_shard: int = Field(default=ROWS_PER_SHARD, ge=1)
+    """Rows that a worker holds in memory."""
 
 
 class Validate(Parameters):
@@ -34,6 +53,9 @@ class Deduplicate(Parameters):
 class Split(Parameters):
     """Shares of the held-out splits; the rest is for training."""
 
+    previous: str | None = None
+    """Split table of an earlier version (`data/03_primary/split_table/VERSION/split_table`): no old record moves."""
+
     validation: float = Field(default=0.05, ge=0, lt=1)
     """Share of clusters whose loss is watched during training."""
     test: float = Field(default=0.15, gt=0, lt=1)
@@ -46,21 +68,46 @@ class Split(Parameters):
         return self
 
 
+class Decontaminate(Parameters):
+    """What must not be trained on."""
+
+    benchmarks: tuple[str, ...] = ()
+    """Files of benchmarks, of any format and shape that data may have; the test split is always compared."""
+    words: int = Field(default=13, ge=3)
+    """Length of the runs of words that are compared; a shorter text counts whole."""
+    drop_from: float = Field(default=0.5, gt=0)
+    """Share of a record's runs from which it is dropped; above 1 all findings are only listed."""
+
+
 class Tokenise(Parameters):
     """Limits of an example."""
 
     max_tokens: int = Field(default=1024, ge=8)
-    """A longer conversation is dropped and counted, never cut: a cut answer teaches the model to stop early."""
+    """Tokens of an example."""
+    too_long: Literal["drop", "drop_oldest_turns", "cut_end"] = "drop"
+    """A longer conversation is dropped, or loses its oldest turns, or its end: a cut answer teaches the model to stop early."""
 
 
 class DataProcessingParameters(Parameters):
     """Parameters of the room."""
 
+    executor: Execute = Field(default_factory=Execute)
+    """Where the work is done."""
     validate_rows: Validate = Field(default_factory=Validate)
     """Validation of rows."""
+    scrub: ScrubSettings | None = Field(default_factory=ScrubSettings)
+    """Personal data; null leaves it where it is."""
+    quality: Quality = Field(default_factory=Quality)
+    """Language and quality."""
     deduplicate: Deduplicate = Field(default_factory=Deduplicate)
     """De-duplication."""
     split: Split = Field(default_factory=Split)
     """The split into train, validation and test."""
+    decontaminate: Decontaminate = Field(default_factory=Decontaminate)
+    """What must not be trained on."""
+    augment: Augment = Field(default_factory=Augment)
+    """Altered copies of training records."""
     tokenise: Tokenise = Field(default_factory=Tokenise)
     """Tokenising."""
+    describe: Describe = Field(default_factory=Describe)
+    """What the data card and the Croissant file say."""

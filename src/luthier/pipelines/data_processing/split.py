@@ -1,35 +1,86 @@
-"""Divide records into train, validation and test by their content alone: no order, no random state, no row count."""
+"""Divide records into train, validation and test by their cluster alone: no order, no random state, no row count."""
 
 import hashlib
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from luthier.artefacts import hash_of_file
 from luthier.errors import UserError
+from luthier.executors import Executor, Task
 from luthier.pipelines.data_processing.parameters import Split
+from luthier.pipelines.data_processing.previous import SPLITS, PreviousSplits, as_numbers
+from luthier.records import SPLIT_RECORD, SPLIT_TABLE
+from luthier.shards import Shards, write_table
 
-SPLITS = ("train", "validation", "test")
 
-
-def position(content_hash: str, seed: int) -> float:
-    """Map a content hash to a number in [0, 1), evenly: the same content always falls on the same number."""
-    digest = hashlib.sha256(f"{seed}:{content_hash}".encode()).digest()
+def position(cluster: str, seed: int) -> float:
+    """Map a cluster to a number in [0, 1), evenly: the same cluster always falls on the same number."""
+    digest = hashlib.sha256(f"{seed}:{cluster}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split(records: pa.Table, parameters: Split, seed: int) -> pa.Table:
+def split_of(cluster: str, parameters: Split, seed: int) -> str:
+    """Return the split of a cluster that no earlier version knows."""
+    place = position(cluster, seed)
+    if place < parameters.test:
+        return "test"
+    return "validation" if place < parameters.test + parameters.validation else "train"
+
+
+def split_shard(out: Path, file: Path, clusters: Path, parameters: Split, seed: int) -> None:
+    """Write the records with their split, and the part of the split table that belongs to this shard."""
+    previous = PreviousSplits(parameters.previous) if parameters.previous else None
+
+    def splits(content: list[str], cluster: list[str]) -> list[str]:
+        known = previous.split(as_numbers(content)) if previous else [None] * len(content)
+        return [old or split_of(name, parameters, seed) for old, name in zip(known, cluster, strict=True)]
+
+    records = pq.read_table(file)
+    names = splits(records.column("content_hash").to_pylist(), records.column("cluster").to_pylist())
+    records = records.append_column("split", pa.array(names, pa.string()))
+    records = records.append_column("provenance", pa.nulls(len(records), pa.string()))
+    write_table(records.cast(SPLIT_RECORD), out / "records.parquet")
+
+    everyone = pq.read_table(clusters)
+    content, cluster, kept = (everyone.column(name).to_pylist() for name in ("content_hash", "cluster", "kept"))
+    sides = [side if stayed else None for side, stayed in zip(splits(content, cluster), kept, strict=True)]
+    table = everyone.append_column("split", pa.array(sides, pa.string())).select(SPLIT_TABLE.names)
+    write_table(table.cast(SPLIT_TABLE), out / "split_table.parquet")
+
+
+def split(records: Shards, clusters: Shards, parameters: Split, seed: int, executor: Executor) -> tuple[Shards, Shards]:
     """Add the column `split`. Near duplicates are one survivor by now, so none stands on both sides.
+
+    Returns:
+        the records, and the split table (schema `records.SPLIT_TABLE`) for the next version of the data.
 
     Raises:
         UserError: if no record falls on train or on test.
     """
-    names = []
-    for key in records.column("content_hash").to_pylist():
-        place = position(key, seed)
-        held_out = "test" if place < parameters.test else "validation"
-        names.append(held_out if place < parameters.test + parameters.validation else "train")
+    past = _hash_of_previous(parameters)
+    decides = {"parameters": parameters.model_dump(exclude={"previous"}), "previous": past, "seed": seed}
+    tasks = [
+        Task(decides | {"input": [a, b]}, {"file": file, "clusters": other, "parameters": parameters, "seed": seed})
+        for file, a, other, b in zip(records.files, records.hashes, clusters.files, clusters.hashes, strict=True)
+    ]
+    parts = executor.map("split_records", split_shard, tasks)
+    divided = executor.table("split_records", [part / "records.parquet" for part in parts])
+    counts = dict.fromkeys(SPLITS, 0)
+    for batch in divided.iter_batches(["split"]):
+        for name in batch.column("split").to_pylist():
+            counts[name] += 1
     for name in ("train", "test"):
-        if name not in names:
+        if not counts[name]:
             raise UserError(
-                f"{len(names)} records are too few: none of them fell on {name}. Add rows or change data_processing.split."
+                f"{len(divided)} records are too few: none of them fell on {name}. Add rows or change data_processing.split."
             )
-    return records.append_column("split", pa.array(names, pa.string()))
+    return divided, executor.table("split_records", [part / "split_table.parquet" for part in parts])
+
+
+def _hash_of_previous(parameters: Split) -> list[str]:
+    if not parameters.previous:
+        return []
+    path = Path(parameters.previous)
+    return [hash_of_file(file) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]

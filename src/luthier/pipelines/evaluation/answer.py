@@ -1,6 +1,5 @@
 """Let a model answer held-out messages, and measure the likelihood that it gives to the right answers."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,14 +7,14 @@ import torch
 
 from luthier.likelihood import Example, SupervisedNll, collate, micro_batches
 from luthier.text.chat import encode_prompt, end_tokens
-from luthier.text.prepare import PromptSettings, prompt_messages
+from luthier.text.prepare import Message
 
 Progress = Callable[[int], None]
 
 
-def encode_prompts(tokenizer: Any, rows: Sequence[str], settings: PromptSettings) -> list[list[int]]:
-    """Turn raw rows, as JSON, into prompts: from the raw row on, as training did and serving will."""
-    return [encode_prompt(tokenizer, prompt_messages(json.loads(row), settings)) for row in rows]
+def encode_prompts(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Turn conversations into prompts: all that stands before the last answer."""
+    return [encode_prompt(tokenizer, messages[:-1]) for messages in conversations]
 
 
 @torch.inference_mode()

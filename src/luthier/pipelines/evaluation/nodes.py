@@ -12,8 +12,8 @@ from luthier.configuration import FolderParameters, ModelParameters
 from luthier.models import ModelDirectory, load_model, load_tokenizer, load_tuned, resolve_base
 from luthier.pipelines.evaluation import baselines, report, score
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
+from luthier.records import user_text
 from luthier.shards import Shards
-from luthier.text.prepare import PromptSettings
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,8 @@ def _test_records(records: Shards, examples: Shards, limit: int | None) -> pd.Da
     table = records.to_pandas()
     table = table[table["split"] == "test"].merge(lengths[["id", "supervised_tokens"]], on="id").sort_values("id")
     table["expected"] = table["messages"].map(lambda messages: messages[-1]["content"])
-    table["prompt"] = table["messages"].map(_user_text)
+    table["prompt"] = table["messages"].map(user_text)
     return table.head(limit).reset_index(drop=True) if limit else table.reset_index(drop=True)
-
-
-def _user_text(messages: Any) -> str:
-    return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def _answer(
@@ -38,7 +34,6 @@ def _answer(
     tokenizer: Any,
     records: Shards,
     examples: Shards,
-    prompt_settings: dict[str, Any],
     parameters: EvaluationParameters,
 ) -> pd.DataFrame:
     """Let one model answer the test messages and measure the loss of the right answers."""
@@ -50,7 +45,7 @@ def _answer(
     test = _test_records(records, examples, parameters.max_examples)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     encoded = {example.id: example for example in make_examples(examples, "test")}
-    prompts = encode_prompts(tokenizer, test["row"].tolist(), PromptSettings.model_validate(prompt_settings))
+    prompts = encode_prompts(tokenizer, test["messages"].tolist())
     console = Console(stderr=True)
     steps = track(range(len(prompts)), f"{name} answers", console=console, disable=not console.is_terminal)
     ticks = iter(steps)
@@ -77,7 +72,6 @@ def _dtype(precision: str) -> Any:
 def answer_with_base(
     records: Shards,
     examples: Shards,
-    prompt_settings: dict[str, Any],
     model: ModelParameters,
     parameters: EvaluationParameters,
     folders: FolderParameters,
@@ -90,7 +84,6 @@ def answer_with_base(
         load_tokenizer(base),
         records,
         examples,
-        prompt_settings,
         parameters,
     )
 
@@ -99,7 +92,6 @@ def answer_with_tuned(
     tuned: ModelDirectory,
     records: Shards,
     examples: Shards,
-    prompt_settings: dict[str, Any],
     model: ModelParameters,
     parameters: EvaluationParameters,
     folders: FolderParameters,
@@ -107,7 +99,7 @@ def answer_with_tuned(
     """Let the tuned model answer the same messages."""
     base = resolve_base(model, folders)
     loaded = load_tuned(base, tuned, _dtype(parameters.precision))
-    return _answer("tuned", loaded, load_tokenizer(base), records, examples, prompt_settings, parameters)
+    return _answer("tuned", loaded, load_tokenizer(base), records, examples, parameters)
 
 
 def answer_with_baselines(records: Shards, examples: Shards, parameters: EvaluationParameters) -> pd.DataFrame:
@@ -116,7 +108,7 @@ def answer_with_baselines(records: Shards, examples: Shards, parameters: Evaluat
     table = records.to_pandas()
     train = table[table["split"] == "train"]
     texts, answers = (
-        train["messages"].map(_user_text).tolist(),
+        train["messages"].map(user_text).tolist(),
         train["messages"].map(lambda messages: messages[-1]["content"]).tolist(),
     )
     columns = test[["id", "prompt", "expected", "supervised_tokens"]]

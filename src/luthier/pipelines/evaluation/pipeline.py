@@ -7,7 +7,7 @@ from luthier.pipelines.evaluation import nodes
 
 def create_pipeline() -> Pipeline:
     """Answer -> score -> compare -> report."""
-    model = ["prompt_settings", "params:model", "params:evaluation", "params:folders"]
+    model = ["params:model", "params:evaluation", "params:folders"]
     return Pipeline(
         [
             Node(

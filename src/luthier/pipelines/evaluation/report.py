@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 LABELS = {
@@ -173,7 +173,7 @@ def as_html(
     template = files("luthier.pipelines.evaluation").joinpath("report.html").read_text(encoding="utf-8")
     field = evaluation["fields"][0]
     return (
-        Environment(autoescape=True)
+        Environment(autoescape=True, undefined=StrictUndefined)
         .from_string(template)
         .render(
             evaluation=evaluation,

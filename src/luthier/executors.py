@@ -1,0 +1,225 @@
+"""Map a function over shards: in this process, over spawned processes, or as Ray tasks. The results are the same bytes.
+
+Each task writes one folder, named by a key of our own: the step's code, its parameters and the hashes of its inputs. A
+folder that is finished is never made again, so a killed run continues where it was, and a second run reads what the
+first one made. Tasks share nothing and know nothing of each other; what must see all shards happens between two maps.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from luthier.artefacts import hash_of, hash_of_file, is_complete, link, staged
+from luthier.errors import UserError
+from luthier.shards import Shards
+
+Backend = Literal["serial", "process", "ray"]
+SECONDS_KEPT = 24 * 3600
+"""Results that no run has asked for since are removed: data sets link their files, so nothing is lost."""
+
+# What changes the bytes of a result, beside our own code.
+LIBRARIES = ("ftfy", "numpy", "pyarrow", "rensa", "tokenizers", "transformers")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a step's function: what decides its result, and where to find its input."""
+
+    decides: Mapping[str, Any]
+    """JSON facts, hashes of inputs included: equal facts, equal result."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function; picklable."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """How to map, and where results are kept."""
+
+    folder: Path
+    """Holds one folder a step, which holds one folder a task."""
+    backend: Backend = "process"
+    workers: int | None = None
+    """Number of processes or Ray tasks at a time; null takes the cores that this process may use."""
+
+    def map(self, step: str, function: Callable[..., None], tasks: Sequence[Task]) -> list[Path]:
+        """Call `function(out, **arguments)` for each task; `out` is an empty folder that it fills.
+
+        Returns:
+            the finished folders, in the order of the tasks.
+
+        Raises:
+            UserError: what a task raised as such; tasks that had finished by then stay finished.
+        """
+        code = hash_of([step, function.__module__, function.__qualname__, code_version()])
+        outs = [self.folder / step / hash_of([code, dict(task.decides)])[:32] for task in tasks]
+        missing = {out: task for out, task in zip(outs, tasks, strict=True) if not is_complete(out)}
+        with _bar(step, len(outs), len(outs) - len(missing)) as advance:
+            for out in self._run(function, missing):
+                advance(out)
+        now = time.time()
+        for out in set(outs):
+            os.utime(out, (now, now))
+        self._forget(step, now)
+        return outs
+
+    def table(self, step: str, parts: Sequence[Path], texts: Mapping[str, str] | None = None) -> Shards:
+        """Join Parquet files that tasks wrote into one table, in their order, without copying them; put texts beside them.
+
+        The table is named by the tasks' keys, and by the texts.
+        """
+        texts = texts or {}
+        names = [f"{part.parent.name}/{part.name}" for part in parts]
+        final = self.folder / step / f"table-{hash_of([names, dict(texts)])[:32]}"
+        if not is_complete(final):
+            rows = sum(pq.read_metadata(part).num_rows for part in parts)
+            with suppress(FileExistsError), staged(final, rows=rows) as staging:
+                for number, part in enumerate(parts):
+                    link(part, staging / f"part-{number:05d}.parquet")
+                for name, text in texts.items():
+                    (staging / name).write_text(text, encoding="utf-8")
+        os.utime(final)
+        return Shards(final)
+
+    def store(self, step: str, name: str, arrays: Mapping[str, Any]) -> Path:
+        """Keep arrays that a map needs from all shards; the file is named by what they hold."""
+        import numpy as np
+
+        digest = hashlib.sha256()
+        for key, array in sorted(arrays.items()):
+            digest.update(f"{key} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+        final = self.folder / step / digest.hexdigest()[:32]
+        if not is_complete(final):
+            with suppress(FileExistsError), staged(final) as staging:
+                np.savez(staging / f"{name}.npz", **arrays)
+        os.utime(final)
+        return final / f"{name}.npz"
+
+    def _run(self, function: Callable[..., None], missing: Mapping[Path, Task]) -> Iterator[Path]:
+        workers = min(self.workers or os.cpu_count() or 1, len(missing))
+        if self.backend == "ray" and missing:
+            yield from _run_on_ray(function, missing, self.workers)
+        elif self.backend == "serial" or workers <= 1:
+            for out, task in missing.items():
+                _run_one(function, out, task.arguments)
+                yield out
+        else:
+            yield from _run_in_processes(function, missing, workers)
+
+    def _forget(self, step: str, now: float) -> None:
+        for old in (self.folder / step).glob("*"):
+            with suppress(FileNotFoundError):
+                if now - old.stat().st_mtime > SECONDS_KEPT:
+                    shutil.rmtree(old, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Hash the code that can change a result: ours, and the versions of the libraries that it stands on."""
+    package = Path(__file__).parent
+    sources = sorted(file for part in ("", "text", "pipelines/data_processing") for file in (package / part).glob("*.py"))
+    return hash_of([[hash_of_file(source) for source in sources], [version(name) for name in LIBRARIES]])
+
+
+def key_of(*parts: str) -> str:
+    """Return 32 hexadecimal digits (128 bits) of the sha256 of texts; no two lists of texts are the same bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]
+
+
+def _run_one(function: Callable[..., None], out: Path, arguments: Mapping[str, Any]) -> None:
+    try:
+        with staged(out) as staging:
+            function(staging, **arguments)
+    except FileExistsError:
+        if not is_complete(out):  # else another run made the same at the same time
+            raise
+
+
+def _start_worker() -> None:
+    """One level of parallelism: a worker computes with one thread, and leaves Ctrl-C to its parent."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update({"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"})
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+
+
+def _run_in_processes(function: Callable[..., None], missing: Mapping[Path, Task], workers: int) -> Iterator[Path]:
+    # spawn: a fork of a process with threads (tokenizers, Arrow) can deadlock
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        waiting = iter(missing.items())
+        running: dict[Future[None], Path] = {}
+        while True:
+            while len(running) < 2 * workers and (following := next(waiting, None)):
+                running[pool.submit(_run_one, function, following[0], following[1].arguments)] = following[0]
+            if not running:
+                break
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                done.result()
+                yield running.pop(done)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker was killed, most often because memory ran out: give data_processing.executor fewer workers, or fewer "
+            "rows_per_shard. Run again: finished shards are kept."
+        ) from error
+    except BaseException:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], workers: int | None) -> Iterator[Path]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError('data_processing.executor.backend: ray is not installed: `pip install "luthier[ray]"`.') from error
+    if not ray.is_initialized():
+        # RAY_ADDRESS names a cluster; without it Ray starts one on this machine
+        ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False, include_dashboard=False)
+    remote = ray.remote(num_cpus=1)(_run_one)
+    running = {remote.remote(function, out, dict(task.arguments)): out for out, task in missing.items()}
+    try:
+        while running:
+            done, _ = ray.wait(list(running))
+            try:
+                ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause if isinstance(error.cause, UserError) else error
+                raise cause from None
+            yield running.pop(done[0])
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=False)
+
+
+@contextmanager
+def _bar(step: str, total: int, done: int) -> Iterator[Callable[[Path], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(step.replace("_", " "), total=total, completed=done)
+        yield lambda _: progress.advance(task)

@@ -1,0 +1,194 @@
+"""Find training records that give away what the model will be tested on: our own test split, and benchmark files.
+
+Two texts overlap where they share a run of 13 words (Brown et al. 2020, appendix C); a text too short for that counts
+only whole. Such runs are often quotations that give nothing away, so each finding is listed with its share, and only a
+record of which most is known is dropped.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from luthier.artefacts import hash_of_file
+from luthier.configuration import FolderParameters, SourceParameters
+from luthier.executors import Executor, Task
+from luthier.pipelines.data_processing import ingest, shapes
+from luthier.pipelines.data_processing.messages import turns
+from luthier.pipelines.data_processing.parameters import Decontaminate
+from luthier.records import CONTAMINATED, user_text
+from luthier.shards import Shards, write_table
+from luthier.text.clean import clean
+from luthier.text.prepare import RowError
+
+Hashes = NDArray[np.uint64]
+_WORD = re.compile(r"\w+")
+_PRIME = np.uint64(0x9E3779B97F4A7C15)
+
+
+def grams(text: str, size: int) -> Hashes:
+    """Hash each run of `size` words of a text; a shorter text is one run."""
+    words = _WORD.findall(text.casefold())
+    if not words:
+        return np.zeros(0, np.uint64)
+    codes = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words], np.uint64)
+    size = min(size, len(words))
+    found = np.zeros(len(codes) - size + 1, np.uint64)
+    for place in range(size):
+        found = (found ^ codes[place : place + len(found)]) * _PRIME
+        found ^= found >> np.uint64(29)
+    return np.unique(found ^ np.uint64(size))
+
+
+def _answer(messages: Sequence[Any]) -> str:
+    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "assistant"), "")
+
+
+def reference_shard(out: Path, file: Path, size: int) -> None:
+    """Write the runs of the test records of a shard, and the ids that they belong to."""
+    table = pq.read_table(file, columns=["id", "messages", "split"])
+    table = table.filter(pa.array([name == "test" for name in table.column("split").to_pylist()], pa.bool_()))
+    texts = [(user_text(said), _answer(said)) for said in turns(table, "messages")]
+    _write_references(out, table.column("id").to_pylist(), texts, size)
+
+
+def reference_file(out: Path, location: str, shown: str, size: int) -> None:
+    """Write the runs of a benchmark's questions."""
+    rows = [(line, row) for line, row, error in ingest.read(location, "auto", shown) if not error]
+    shape = shapes.recognise([row for _, row in rows[:200]], frozenset())
+    names, texts = [], []
+    for line, row in rows:
+        try:
+            said = shapes.to_conversation(row, shape).messages
+        except RowError:
+            continue
+        names.append(f"{shown}:{line}")
+        texts.append((clean(user_text(said)), clean(_answer(said))))
+    _write_references(out, names, texts, size)
+
+
+def _write_references(out: Path, names: Sequence[str], texts: Sequence[tuple[str, str]], size: int) -> None:
+    found = [grams(text, size) for text, _ in texts]
+    np.save(out / "grams.npy", np.concatenate(found) if found else np.zeros(0, np.uint64))
+    np.save(out / "owner.npy", np.repeat(np.arange(len(found)), [len(own) for own in found]).astype(np.int32))
+    write_table(
+        pa.table({"name": pa.array(names, pa.string()), "answer": [answer for _, answer in texts]}), out / "names.parquet"
+    )
+
+
+class _References:
+    """All runs of words that must not be trained on, sorted, with their owners."""
+
+    def __init__(self, index: Path, folders: Sequence[Path]) -> None:
+        found = np.load(index)
+        self.grams, self.owner, self.folder = found["grams"], found["owner"], found["folder"]
+        self.folders = folders
+        self._tables: dict[int, list[dict[str, Any]]] = {}
+
+    def overlap(self, own: Hashes) -> tuple[int, int, float] | None:
+        """Return set and number of the item that has most runs in common, and the share of own runs that any item has."""
+        place = np.searchsorted(self.grams, own)
+        place[place == len(self.grams)] = 0
+        if not len(self.grams) or not (hits := self.grams[place] == own).any():
+            return None
+        last = np.searchsorted(self.grams, own[hits], "right")
+        owners = np.concatenate([np.arange(a, b) for a, b in zip(place[hits], last, strict=True)])
+        items, counts = np.unique(np.stack([self.folder[owners], self.owner[owners]], 1), axis=0, return_counts=True)
+        best = int(np.argmax(counts))
+        return int(items[best, 0]), int(items[best, 1]), float(hits.sum() / len(own))
+
+    def item(self, folder: int, owner: int) -> dict[str, Any]:
+        """Return name and answer of an item."""
+        if folder not in self._tables:
+            self._tables[folder] = pq.read_table(self.folders[folder] / "names.parquet").to_pylist()
+        return self._tables[folder][owner]
+
+
+def decontaminate_shard(
+    out: Path, file: Path, index: Path, folders: list[Path], against: list[str], parameters: Decontaminate
+) -> None:
+    """Write the records that stay, and the findings (schema `records.CONTAMINATED`)."""
+    references = _References(index, folders)
+    table = pq.read_table(file)
+    findings, stays = [], []
+    facts = zip(*(table.column(name).to_pylist() for name in ("key", "id", "split")), turns(table, "messages"), strict=True)
+    for key, identity, split, messages in facts:
+        dropped = False
+        own = grams(user_text(messages), parameters.words)
+        if split != "test" and (found := references.overlap(own)):
+            folder, owner, share = found
+            item = references.item(folder, owner)
+            dropped = share >= parameters.drop_from
+            answer = _answer(messages)
+            findings.append(
+                {
+                    "key": key,
+                    "id": identity,
+                    "against": against[folder],
+                    "item": item["name"],
+                    "overlap": share,
+                    "same_answer": bool(answer) and clean(answer).casefold() == item["answer"].casefold(),
+                    "dropped": dropped,
+                }
+            )
+        stays.append(not dropped)
+    write_table(table.filter(pa.array(stays, pa.bool_())), out / "records.parquet")
+    write_table(pa.Table.from_pylist(findings, CONTAMINATED), out / "contaminated.parquet")
+
+
+def decontaminate(
+    records: Shards, parameters: Decontaminate, folders: FolderParameters, executor: Executor
+) -> tuple[Shards, Shards]:
+    """Compare training and validation records with the test split and with the benchmarks.
+
+    Returns:
+        the records that stay, and a table of all findings (schema `records.CONTAMINATED`).
+
+    Raises:
+        UserError: if a benchmark cannot be read.
+    """
+    own = [
+        Task({"input": sha256, "words": parameters.words}, {"file": file, "size": parameters.words})
+        for file, sha256 in zip(records.files, records.hashes, strict=True)
+    ]
+    sets = executor.map("test_references", reference_shard, own)
+    against = ["test split"] * len(sets)
+    tasks = []
+    for path in parameters.benchmarks:
+        for location in ingest.find_files(SourceParameters(path=path), folders):
+            sha256, _ = ingest.fingerprint(location)
+            tasks.append(Task({"input": sha256, "path": path, "words": parameters.words}, _benchmark(location, path, parameters)))
+            against.append(path)
+    sets += executor.map("benchmark_references", reference_file, tasks)
+    index = _index(sets, executor)
+    decides = {"index": hash_of_file(index), "drop_from": parameters.drop_from, "words": parameters.words, "of": against}
+    shared = {"index": index, "folders": sets, "against": against, "parameters": parameters}
+    parts = executor.map(
+        "decontaminate_records",
+        decontaminate_shard,
+        [
+            Task(decides | {"input": sha}, shared | {"file": file})
+            for file, sha in zip(records.files, records.hashes, strict=True)
+        ],
+    )
+    kept = executor.table("decontaminate_records", [part / "records.parquet" for part in parts])
+    return kept, executor.table("decontaminate_records", [part / "contaminated.parquet" for part in parts])
+
+
+def _benchmark(location: str, path: str, parameters: Decontaminate) -> dict[str, Any]:
+    return {"location": location, "shown": path, "size": parameters.words}
+
+
+def _index(sets: Sequence[Path], executor: Executor) -> Path:
+    found = [np.load(folder / "grams.npy") for folder in sets]
+    owners = np.concatenate([np.load(folder / "owner.npy") for folder in sets])
+    folder = np.repeat(np.arange(len(sets)), [len(own) for own in found]).astype(np.int32)
+    every = np.concatenate(found)
+    order = np.argsort(every, kind="stable")
+    return executor.store("reference_index", "index", {"grams": every[order], "owner": owners[order], "folder": folder[order]})

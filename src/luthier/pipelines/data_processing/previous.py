@@ -1,0 +1,79 @@
+"""What an earlier version of the data said of each conversation: no old record may move to another split."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from luthier.errors import UserError
+from luthier.records import SPLIT_TABLE
+
+Hashes = NDArray[np.uint64]
+SPLITS = ("train", "validation", "test")
+
+
+class PreviousSplits:
+    """Content hash -> cluster, split and whether it stayed. Holds five numbers a record."""
+
+    def __init__(self, path: str) -> None:
+        """Read a split table.
+
+        Raises:
+            UserError: if there is none at `path`, or it is none of ours.
+        """
+        try:
+            table = pa.concat_tables(pq.read_table(file) for file in _files(Path(path)))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"data_processing.split.previous: {path} cannot be read as a split table: {error}") from error
+        if not table.schema.equals(SPLIT_TABLE):
+            raise UserError(f"data_processing.split.previous: {path} is no split table (columns {', '.join(table.column_names)})")
+        content, cluster = (as_numbers(table.column(name).to_pylist()) for name in ("content_hash", "cluster"))
+        codes = {name: number for number, name in enumerate(SPLITS)}
+        split = np.array([codes.get(name, -1) for name in table.column("split").to_pylist()], np.int8)
+        stayed = table.column("kept").to_numpy(zero_copy_only=False)
+        # a record that stayed hides a copy of it that did not
+        order = np.lexsort((~stayed, content[:, 1], content[:, 0]))
+        self.content, self.clusters, self.splits, self.stayed = content[order], cluster[order], split[order], stayed[order]
+
+    def _place(self, content: Hashes) -> NDArray[np.int64]:
+        """Return the row of each conversation in this table, or -1."""
+        if not len(self.content):
+            return np.full(len(content), -1)
+        place = np.searchsorted(self.content[:, 0], content[:, 0])  # the first 64 bits decide; the others are compared
+        place = np.minimum(place, len(self.content) - 1)
+        return np.where((self.content[place] == content).all(1), place, -1)
+
+    def kept(self, content: Hashes) -> NDArray[np.bool_]:
+        """Tell which conversations were in the earlier version and stayed."""
+        place = self._place(content)
+        return (place >= 0) & self.stayed[place] if len(self.content) else place >= 0
+
+    def cluster(self, content: Hashes) -> Hashes:
+        """Return the cluster of conversations that are all known."""
+        found: Hashes = self.clusters[self._place(content)]
+        return found
+
+    def split(self, content: Hashes) -> list[str | None]:
+        """Return the split of each conversation; None for a new one."""
+        place = self._place(content)
+        return [SPLITS[self.splits[p]] if p >= 0 and self.stayed[p] and self.splits[p] >= 0 else None for p in place.tolist()]
+
+    def bridges(self, content: Hashes, root: NDArray[np.int64], old: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which rows are in a component that holds old ones of different splits."""
+        split = np.where(old, self.splits[self._place(content)], -1) if len(self.content) else np.full(len(content), -1)
+        first = np.full(len(content), -1)
+        first[root[old]] = split[old]
+        mixed = np.zeros(len(content), bool)
+        mixed[root[old & (first[root] != split)]] = True
+        return mixed[root]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
+def as_numbers(hashes: list[str]) -> Hashes:
+    """Return hashes of 32 hexadecimal digits as numbers: shape (hashes, 2)."""
+    return np.array([[int(h[:16], 16), int(h[16:], 16)] for h in hashes], np.uint64).reshape(-1, 2)

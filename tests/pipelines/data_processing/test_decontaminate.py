@@ -1,0 +1,95 @@
+"""What gives the tests away is found and listed; what merely quotes is listed and stays."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables import record, serial, split_records
+
+from luthier.configuration import FolderParameters
+from luthier.errors import UserError
+from luthier.pipelines.data_processing.decontaminate import decontaminate, grams
+from luthier.pipelines.data_processing.parameters import Decontaminate
+from luthier.records import CONTAMINATED
+
+LONG = "the kettle that I bought from you in May has begun to leak at the base whenever it boils and I would like a new one"
+OTHER = "my subscription was charged twice this month although I paused it in the app before the date that you had named to me"
+
+
+def run(rows, sides, benchmarks=(), root="", rows_per_shard=50_000, **settings):
+    """Decontaminate; return the ids that stay and the findings."""
+    folders = FolderParameters(root=str(root), base_models="", shards="", work="")
+    table = split_records(rows, sides, rows_per_shard)
+    kept, found = decontaminate(table, Decontaminate(benchmarks=benchmarks, **settings), folders, serial())
+    assert found.schema == CONTAMINATED
+    return {row["id"] for row in kept.iter_rows()}, {row["id"]: row for row in found.iter_rows()}
+
+
+def test_a_training_record_that_repeats_a_test_record_is_dropped_and_listed():
+    rows = [record(LONG, "a", "train"), record(f"Hello, {LONG.upper()}!", "a", "test"), record(OTHER, "b", "other")]
+    kept, found = run(rows, ("train", "test", "train"))
+    assert kept == {"test", "other"}
+    assert (found["train"]["against"], found["train"]["item"]) == ("test split", "test")
+    assert found["train"]["overlap"] == 1
+    assert found["train"]["same_answer"]
+
+
+def test_a_quotation_is_listed_and_stays():
+    quote = " ".join(LONG.split()[:14])
+    rows = [record(f"{OTHER} {quote} {OTHER[::-1]}", "b", "train"), record(LONG, "a", "test")]
+    kept, found = run(rows, ("train", "test"))
+    assert kept == {"train", "test"}
+    assert 0 < found["train"]["overlap"] < 0.5
+    assert not found["train"]["dropped"]
+    assert not found["train"]["same_answer"]
+    kept, _ = run(rows, ("train", "test"), drop_from=0.01)
+    assert kept == {"test"}
+
+
+def test_a_short_text_counts_whole():
+    rows = [record("card lost", "a", "same"), record("card not lost", "a", "longer"), record("Card  lost?", "b", "test")]
+    kept, found = run(rows, ("train", "train", "test"))
+    assert kept == {"longer", "test"}
+    assert set(found) == {"same"}
+    assert not found["same"]["same_answer"]
+
+
+def test_benchmark_files_of_any_shape_are_compared(tmp_path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": LONG, "completion": "a"}) + "\nnot json\n")
+    (tmp_path / "labels.csv").write_text("text,label\ncard lost,x\n")
+    rows = [
+        record(LONG, "a", "one"),
+        record("card lost", "y", "two"),
+        record("nothing", "z", "three"),
+        record("test", "t", "test"),
+    ]
+    sides = ("train", "validation", "train", "test")
+    kept, found = run(rows, sides, ("bench.jsonl", "labels.csv"), tmp_path)
+    assert kept == {"three", "test"}
+    assert (found["one"]["item"], found["one"]["same_answer"]) == ("bench.jsonl:1", True)
+    assert (found["two"]["item"], found["two"]["same_answer"]) == ("labels.csv:2", False)
+    with pytest.raises(UserError, match="there is no file missing"):
+        run(rows, sides, ("missing.jsonl",), tmp_path)
+
+
+def test_test_records_stay_whatever_they_hold():
+    rows = [record(LONG, "a", "one"), record(LONG, "b", "two")]
+    assert run(rows, ("test", "test"))[0] == {"one", "two"}
+
+
+def test_how_the_table_is_cut_does_not_matter():
+    rows = [record(f"{LONG} {n % 7}", str(n), f"id-{n}") for n in range(30)]
+    sides = ("train", "test", "train")
+    assert run(rows, sides) == run(rows, sides, rows_per_shard=4)
+
+
+@given(st.lists(st.text("abc ", max_size=8), max_size=30), st.integers(3, 13))
+@settings(deadline=None, max_examples=100)
+def test_texts_share_a_gram_where_they_share_a_run_of_words(words, size):
+    text = " ".join(words)
+    own = text.split()
+    found = grams(text, size)
+    assert len(found) == len({tuple(own[n : n + size]) for n in range(max(1, len(own) - size + 1))}) if own else len(found) == 0
+    if len(own) >= size:
+        assert set(grams(" ".join(own[:size]), size).tolist()) <= set(found.tolist())

@@ -1,0 +1,188 @@
+"""Whoever does the work, and however often it is stopped, the results are the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import ROOT
+
+from luthier.artefacts import is_complete
+from luthier.errors import UserError
+from luthier.executors import SECONDS_KEPT, Executor, Task, key_of
+
+RUN = """
+import json, sys
+from pathlib import Path
+import yaml
+from luthier.configuration import DataParameters, FolderParameters, ModelParameters
+from luthier.pipelines.data_processing import nodes
+from luthier.pipelines.data_processing.parameters import DataProcessingParameters
+
+def main():
+    root, raw, work, backend = sys.argv[1:]
+    base = yaml.safe_load(Path(root, "conf/base/parameters.yml").read_text())
+    steps = yaml.safe_load(Path(root, "conf/base/parameters_data_processing.yml").read_text())["data_processing"]
+    steps["executor"] = {"backend": backend, "workers": 2, "rows_per_shard": 150}
+    data, parameters = DataParameters(**base["data"] | {"path": raw}), DataProcessingParameters(**steps)
+    folders = FolderParameters(root=root, base_models=str(Path(work).parent / "models"), shards=work, work=work)
+    last = (parameters, folders)
+    rows, sources = nodes.ingest_rows(data, *last)
+    prompt, schema = nodes.fix_prompt_settings(data, parameters), nodes.load_answer_schema(data, folders)
+    records, origins, quarantine = nodes.validate_rows(rows, sources, prompt, schema, data, *last)
+    cleaned = nodes.clean_records(records, prompt, *last)[0]
+    scrubbed = nodes.scrub_records(cleaned, prompt, *last)[0]
+    assessed = nodes.assess_quality(scrubbed, *last)[0]
+    unique, _, clusters = nodes.deduplicate_records(assessed, *last)
+    divided, table = nodes.split_records(unique, clusters, parameters, 0, folders)
+    clear = nodes.decontaminate_records(divided, *last)[0]
+    examples, _, packed = nodes.tokenise_records(clear, ModelParameters(base="tiny:llama"), *last)
+    tables = {"records": records, "cleaned": cleaned, "scrubbed": scrubbed, "unique": unique, "table": table, "clear": clear,
+              "examples": examples, "packed": packed}
+    print(json.dumps({name: found.sha256 for name, found in tables.items()} | {"shards": len(records.files)}))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def start(folder: Path, raw: Path, work: str, backend: str) -> "subprocess.Popen[str]":
+    """Start the chain over a file in a process of its own."""
+    script = folder / "run.py"
+    script.write_text(RUN)
+    arguments = [sys.executable, str(script), str(ROOT), str(raw), str(folder / work), backend]
+    environment = os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def result(process: "subprocess.Popen[str]") -> dict[str, str]:
+    """Return the hashes that the chain printed."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return yaml.safe_load(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def raw() -> Path:
+    """Return the shipped messages."""
+    return ROOT / "data/01_raw/support_messages.jsonl"
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, raw) -> dict[str, str]:
+    """Return the hashes of the chain in one process."""
+    found = result(start(tmp_path_factory.mktemp("serial"), raw, "work", "serial"))
+    assert found["shards"] > 5
+    return found
+
+
+def test_two_processes_make_the_same_bytes_as_one(tmp_path, raw, expected):
+    assert result(start(tmp_path, raw, "work", "process")) == expected
+
+
+def test_shuffled_input_makes_the_same_bytes(tmp_path, raw, expected):
+    lines = raw.read_text(encoding="utf-8").splitlines()
+    random.Random(1).shuffle(lines)
+    shuffled = tmp_path / "support_messages.jsonl"
+    shuffled.write_text("\n".join(lines), encoding="utf-8")
+    assert result(start(tmp_path, shuffled, "work", "process")) == expected
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_bytes(tmp_path, raw, expected):
+    assert result(start(tmp_path, raw, "work", "ray")) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chain_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path, raw, expected, seed):
+    process = start(tmp_path, raw, "work", "process")
+    time.sleep(random.Random(seed).uniform(2, 14))
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = {path for path in (tmp_path / "work").glob("*/*") if is_complete(path)}
+    before = {path: (path / "manifest.json").stat().st_ino for path in finished}
+    assert result(start(tmp_path, raw, "work", "process")) == expected
+    assert {path: (path / "manifest.json").stat().st_ino for path in finished} == before
+
+
+def write(out: Path, text: str, log: str) -> None:
+    """Write a file, and say so."""
+    with Path(log).open("a") as file:
+        file.write(text)
+    (out / "text").write_text(text)
+
+
+def fail(out: Path, text: str) -> None:
+    """Fail at one task."""
+    if text == "b":
+        raise UserError("b is bad")
+    (out / "text").write_text(text)
+
+
+def kill_myself(out: Path) -> None:
+    """Die as a worker does that the system kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("backend", ["serial", "process"])
+def test_a_task_is_done_once_and_results_come_in_order(tmp_path, backend):
+    log = tmp_path / "log"
+    executor = Executor(tmp_path / "work", backend, 2)
+    tasks = [Task({"text": text}, {"text": text, "log": str(log)}) for text in "abcab"]
+    for _ in range(2):
+        found = executor.map("step", write, tasks)
+        assert [(out / "text").read_text() for out in found] == list("abcab")
+    assert sorted(log.read_text()) == ["a", "b", "c"]
+    executor.map("step", write, [Task({"text": "a", "more": 1}, {"text": "a", "log": str(log)})])
+    assert sorted(log.read_text()) == ["a", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("backend", ["serial", "process"])
+def test_an_error_is_told_and_finished_tasks_stay(tmp_path, backend):
+    executor = Executor(tmp_path, backend, 2)
+    with pytest.raises(UserError, match="b is bad"):
+        executor.map("step", fail, [Task({"t": text}, {"text": text}) for text in "ab"])
+    time.sleep(0.2)
+    assert not list((tmp_path / "step").glob(".staging-*")) or backend == "process"
+    assert (executor.map("step", fail, [Task({"t": "a"}, {"text": "a"})])[0] / "text").read_text() == "a"
+
+
+def test_a_worker_that_is_killed_is_an_error_in_plain_words(tmp_path):
+    with pytest.raises(UserError, match="a worker was killed"):
+        Executor(tmp_path, "process", 2).map("step", kill_myself, [Task({"n": n}) for n in range(2)])
+
+
+def test_old_results_are_forgotten_and_used_ones_are_not(tmp_path):
+    executor = Executor(tmp_path, "serial")
+    tasks = {text: Task({"text": text}, {"text": text, "log": os.devnull}) for text in "ab"}
+    (old,), (used,) = (executor.map("step", write, [task]) for task in tasks.values())
+    past = time.time() - SECONDS_KEPT - 60
+    for out in (old, used):
+        os.utime(out, (past, past))
+    executor.map("step", write, [tasks["b"]])
+    assert not old.exists()
+    assert used.exists()
+
+
+def test_tables_and_arrays_are_named_by_what_they_hold(tmp_path):
+    import numpy as np
+
+    executor = Executor(tmp_path, "serial")
+    one, other = (executor.store("arrays", "x", {"x": np.arange(n)}) for n in (3, 4))
+    assert one != other
+    assert one == executor.store("arrays", "x", {"x": np.arange(3)})
+    assert list(np.load(one)["x"]) == [0, 1, 2]
+
+
+def test_keys_do_not_run_together():
+    assert key_of("ab", "c") != key_of("a", "bc")
+    assert len(key_of("")) == 32
