@@ -75,6 +75,22 @@ def test_the_description_is_valid_and_its_records_load(finished):
     assert '<script type="application/ld+json">' in (folder / "data_card.html").read_text()
 
 
+def test_one_parameter_points_at_data_of_another_shape(project):
+    chats = [
+        {"conversations": [{"from": "human", "value": f"question {n} about {n * 7}?"}, {"from": "gpt", "value": f"answer {n}"}]}
+        for n in range(60)
+    ]
+    (project / "chats.json").write_text(json.dumps(chats))
+    done = kedro_in(
+        project, "run", "--env", "test", "--params", "data.path=chats.json,data_processing.deduplicate.near_threshold=1"
+    )
+    assert done.returncode == 0, output(done)
+    assert "60 rows of shape sharegpt" in output(done)
+    assert "they are not used" in output(done)
+    settings = json.loads(newest(project, "02_intermediate/prompt_settings.json").read_text())
+    assert (settings["system"], settings["user"]) == (None, None)
+
+
 def test_a_second_run_finds_every_shard_finished(copied):
     before = sorted(path.name for path in (copied / "data/02_intermediate/work").glob("*/*"))
     done = kedro_in(copied, "run", "--env", "test", "--pipeline", "data_processing")

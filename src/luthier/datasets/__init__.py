@@ -1,5 +1,6 @@
-"""Datasets of our own: versioned folders that are whole or not there."""
+"""Datasets of our own: versioned folders that are whole or not there, and what they must hold."""
 
+from luthier.datasets.contract import RecordContract
 from luthier.datasets.folders import ModelDirectoryDataset, ShardsDataset
 
-__all__ = ["ModelDirectoryDataset", "ShardsDataset"]
+__all__ = ["ModelDirectoryDataset", "RecordContract", "ShardsDataset"]

@@ -52,15 +52,29 @@ def ingest_rows(
     return rows, [file | {"shape": shapes_of[file["source"]], "license": sources[file["source"]].license} for file in files]
 
 
-def fix_prompt_settings(data: DataParameters, parameters: DataProcessingParameters) -> dict[str, Any]:
-    """Freeze what turns a row into a prompt; it travels with the model."""
-    settings = PromptSettings(system=data.system, user=data.user, assistant=data.assistant, scrub=parameters.scrub)
+def _uses_templates(sources: list[dict[str, Any]]) -> bool:
+    """Tell whether any source is read by the templates of `data`; what stands beside them is then for these rows too."""
+    return any(source["shape"] == "template" for source in sources)
+
+
+def fix_prompt_settings(
+    sources: list[dict[str, Any]], data: DataParameters, parameters: DataProcessingParameters
+) -> dict[str, Any]:
+    """Freeze what turns a row, or a client's messages, into a prompt; it travels with the model."""
+    if _uses_templates(sources):
+        settings = PromptSettings(system=data.system, user=data.user, assistant=data.assistant, scrub=parameters.scrub)
+    else:
+        if data.user:
+            logger.info("the templates, system prompt and answer schema of `data` are for other columns: they are not used")
+        settings = PromptSettings(scrub=parameters.scrub)
     return settings.model_dump(mode="json")
 
 
-def load_answer_schema(data: DataParameters, folders: FolderParameters) -> dict[str, Any]:
+def load_answer_schema(sources: list[dict[str, Any]], data: DataParameters, folders: FolderParameters) -> dict[str, Any]:
     """Read the schema that answers must satisfy; an empty one allows everything."""
-    return validate.load_answer_schema(folders.locate(data.answer_schema)) if data.answer_schema else {}
+    if not data.answer_schema or not _uses_templates(sources):
+        return {}
+    return validate.load_answer_schema(folders.locate(data.answer_schema))
 
 
 def validate_rows(

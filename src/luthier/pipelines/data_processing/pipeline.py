@@ -19,13 +19,13 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.fix_prompt_settings,
-                inputs=["params:data", "params:data_processing"],
+                inputs=["sources", "params:data", "params:data_processing"],
                 outputs="prompt_settings",
                 name="fix_prompt_settings",
             ),
             Node(
                 func=nodes.load_answer_schema,
-                inputs=["params:data", "params:folders"],
+                inputs=["sources", "params:data", "params:folders"],
                 outputs="answer_schema",
                 name="load_answer_schema",
             ),
