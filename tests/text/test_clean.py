@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luthier.text import clean as module
-from luthier.text.clean import CODE, clean, clean_with_changes, html_to_text, is_html, might_be_mojibake
+from luthier.text.clean import CODE, clean, clean_with_changes, html_to_text, is_html, might_be_mojibake, need_cleaning
 
 SPECIAL = "\r\n\t  \u00a0\u2028\u0085\u200b\u200c\u200d\u2060\ufeff\x00\x1f\x7f\u0301\u0308\u1100\u1161\u0344é🏽e\ufdd0"
 MESSY = st.text(st.one_of(st.sampled_from(SPECIAL), st.characters(codec="utf-8")), max_size=40)
@@ -121,3 +121,25 @@ def test_html_becomes_what_a_reader_sees():
 def test_any_text_can_be_cleaned_in_any_markup(text):
     clean(f"<p>{text}</p>")
     clean(text.encode("utf-8", "surrogatepass").decode("latin-1"))
+
+
+@given(st.lists(MESSY | PIECES | st.text(st.sampled_from("éÃ©â€™Â°ÐвЂ™ΒΞ \u3000\u2003ﬁà¹½")), max_size=5))
+@settings(max_examples=400)
+def test_a_text_that_need_not_be_cleaned_is_clean(texts):
+    import pyarrow as pa
+
+    needed = need_cleaning(pa.array(texts, pa.string())).to_pylist()
+    assert all(clean(text) == text for text, need in zip(texts, needed, strict=True) if not need)
+
+
+def test_most_texts_need_no_cleaning():
+    import pyarrow as pa
+
+    texts = [
+        "Hello there.\nA second line, with 1,200 words.",
+        "Grüße aus Köln – schön!",
+        "我的订单在哪里？",
+        "Где мой заказ?",
+        "😀 ok",
+    ]
+    assert need_cleaning(pa.array(texts)).to_pylist() == [False] * len(texts)

@@ -8,7 +8,7 @@ from commands import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from luthier.text.pii import FINDERS, KINDS, PLACEHOLDER, find, is_iban, luhn, placeholder, restore, scrub
+from luthier.text.pii import FINDERS, KINDS, PLACEHOLDER, find, is_iban, luhn, might_hold, placeholder, restore, scrub, scrub_all
 
 KEY = "test"
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
@@ -155,3 +155,23 @@ def test_nothing_else_in_the_sample_is_taken_for_personal_data():
         row = json.loads(line)
         surprises += [(number, row["body"][f.start : f.end]) for f in find(row["body"])]
     assert surprises == []
+
+
+@given(st.lists(ANY_TEXT | TRICKY | IDENTIFIERS.map(lambda found: found[1]), max_size=6))
+@settings(deadline=None, max_examples=400)
+def test_the_quick_look_misses_nothing(texts):
+    import pyarrow as pa
+
+    held = might_hold(pa.array(texts, pa.string())).to_pylist()
+    assert all(find(text) == [] for text, might in zip(texts, held, strict=True) if not might)
+    together, values = scrub_all(texts, KEY)
+    assert together == [scrub(text, KEY)[0] for text in texts]
+    assert set(values) == {name for text in texts for name in scrub(text, KEY)[1]}
+
+
+def test_the_quick_look_misses_nothing_of_the_shipped_messages():
+    import pyarrow as pa
+
+    texts = (ROOT / "data/01_raw/support_messages.jsonl").read_text(encoding="utf-8").splitlines()
+    held = might_hold(pa.array(texts)).to_pylist()
+    assert all(might for text, might in zip(texts, held, strict=True) if find(text))

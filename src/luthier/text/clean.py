@@ -5,7 +5,10 @@ only in what is HTML. Most texts need nothing; a look at their characters finds 
 """
 
 import re
+import sys
 import unicodedata
+from functools import lru_cache
+from typing import Any
 
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 """A fenced block of code (CommonMark, section 4.5), or what follows a fence that was never closed."""
@@ -153,3 +156,36 @@ def clean(text: str) -> str:
     'café\n\nit’s there'
     """
     return clean_with_changes(text)[0]
+
+
+def need_cleaning(texts: Any) -> Any:
+    """Tell which texts of an Arrow array `clean` might change: a hundred times faster than to ask each of them.
+
+    Returns:
+        an Arrow array of booleans; false only where `clean` returns the text as it is.
+    """
+    import pyarrow.compute as pc
+
+    return pc.match_substring_regex(texts, _what_needs_cleaning())
+
+
+@lru_cache(maxsize=1)
+def _what_needs_cleaning() -> str:
+    """Return one expression for RE2, which Arrow has: white space and invisible characters, markup, ftfy's own heuristic."""
+    from ftfy.badness import BADNESS_RE
+
+    spaces = "\t\r\x0b\x0c\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    untidy = f"[{spaces}]|{_INVISIBLE.pattern}|  |\n\n\n| \n|\n |\\A[ \n]|[ \n]\\z|<|[\x80-\x9f]"
+    bad = _without_layout(BADNESS_RE.pattern)
+    # RE2 knows white space and letters of ASCII only; all that is not ASCII for a letter finds more, never less
+    bad = bad.replace(r"\s", f"[ \n{spaces}]").replace(r"\w", "[0-9A-Za-z_\x80-\U0010ffff]")
+    # a text is in NFC if nothing in it composes with what stands before, and each character is its own NFC
+    # (Unicode Standard Annex 15, section 9); Arrow's own utf8_normalize is no help: its NFC takes letters apart
+    single = "".join(chr(code) for code in range(sys.maxunicode) if not unicodedata.is_normalized("NFC", chr(code)))
+    return f"(?s){untidy}|{bad}|\\p{{M}}|[\u1161-\u1175\u11a8-\u11c2{single}]"
+
+
+def _without_layout(pattern: str) -> str:
+    """Return a verbose expression without the white space and the comments that it is laid out with."""
+    found = re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|#[^\n]*|\s+|.", pattern, re.DOTALL)
+    return "".join(piece for piece in found if not piece.isspace() and not piece.startswith("#"))

@@ -13,7 +13,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Kind = Literal["secret", "email", "iban", "card", "national_id", "ip", "phone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # where two overlap, the one that stands first here wins
@@ -203,6 +203,42 @@ FINDERS: dict[Kind, Finder] = {
     "ip": _addresses,
     "phone": _phones,
 }
+
+
+# What every finding holds, for RE2, which Arrow has. It finds more than the patterns, never less.
+_MIGHT_HOLD = (
+    r"@|://|::|-----BEGIN"
+    r"|(?:\p{Nd}[ \t().\-/]{0,3}){6}\p{Nd}"  # phones, cards, most national ids
+    r"|\p{Nd}\.\p{Nd}{1,3}\.\p{Nd}{1,3}\.\p{Nd}|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:"
+    r"|[A-Za-z]{2}\p{Nd}{2}[ -]?[A-Za-z0-9]"  # IBANs
+    r"|[A-Z] ?\p{Nd}{2} ?\p{Nd}{2} ?\p{Nd}{2} ?[A-D]|[A-Z]{6}\p{Nd}{2}[A-Z]"
+    r"|sk-|gh[pousr]_|github_pat_|AKIA|ASIA|xox|AIza|glpat-|hf_|k_live_|k_test_|eyJ"
+    r"|(?i:token-|secret-|recovery-|apikey-|passcode-|passw|api[ _-]?key|access[ _-]?token|secret[ _-]?key)"
+)
+
+
+def might_hold(texts: Any) -> Any:
+    """Tell in which texts of an Arrow array `find` might find something: a hundred times faster than to ask each of them.
+
+    Returns:
+        an Arrow array of booleans; false only where `find` returns nothing.
+    """
+    import pyarrow.compute as pc
+
+    return pc.match_substring_regex(texts, _MIGHT_HOLD)
+
+
+def scrub_all(
+    texts: Sequence[str], key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Do what `scrub` does, for many texts at once."""
+    import pyarrow as pa
+
+    scrubbed, values = list(texts), dict[str, str]()
+    for place in might_hold(pa.array(scrubbed, pa.string())).to_numpy(zero_copy_only=False).nonzero()[0]:
+        scrubbed[place], found = scrub(scrubbed[place], key, kinds, keep)
+        values |= found
+    return scrubbed, values
 
 
 def find(text: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> list[Finding]:

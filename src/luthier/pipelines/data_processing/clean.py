@@ -6,9 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from luthier.pipelines.data_processing.messages import replace_messages, turns
+from luthier.pipelines.data_processing.messages import replace_messages, replaced, rows_with, turns
 from luthier.records import CHANGED, DROPPED
 from luthier.shards import write_table
+from luthier.text.clean import need_cleaning
 from luthier.text.prepare import Message, PromptSettings, clean_message, has_content
 
 AROUND = 60
@@ -32,7 +33,9 @@ def _empty(messages: list[Message]) -> str | None:
 
 def clean_shard(out: Path, file: Path, settings: PromptSettings) -> None:
     """Write `records`, `changed` (schema `records.CHANGED`) and `dropped` (`records.DROPPED`): what is empty once cleaned."""
-    table = pq.read_table(file)
+    whole = pq.read_table(file)
+    rows = rows_with(whole, need_cleaning)
+    table = whole.filter(pa.array(rows))
     changed: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
     names = zip(*(table.column(name).to_pylist() for name in ("key", "id", "source")), strict=True)
@@ -61,6 +64,6 @@ def clean_shard(out: Path, file: Path, settings: PromptSettings) -> None:
             new[column].append(value)
     if changed:
         table = replace_messages(table, new)
-    write_table(table.filter(pa.array(keep, pa.bool_())), out / "records.parquet")
+    write_table(replaced(whole, rows, table.filter(pa.array(keep, pa.bool_()))), out / "records.parquet")
     write_table(pa.Table.from_pylist(changed, CHANGED), out / "changed.parquet")
     write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")

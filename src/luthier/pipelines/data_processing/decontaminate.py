@@ -5,9 +5,10 @@ only whole. Such runs are often quotations that give nothing away, so each findi
 record of which most is known is dropped.
 """
 
-import re
-import zlib
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from luthier.artefacts import hash_of_file
 from luthier.configuration import FolderParameters, SourceParameters
 from luthier.executors import Executor, Task
 from luthier.pipelines.data_processing import ingest, shapes
+from luthier.pipelines.data_processing.deduplicate import mix
 from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Decontaminate
 from luthier.records import CONTAMINATED, user_text
@@ -28,22 +30,48 @@ from luthier.text.clean import clean
 from luthier.text.prepare import RowError
 
 Hashes = NDArray[np.uint64]
-_WORD = re.compile(r"\w+")
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
+@lru_cache(maxsize=1)
+def _in_words() -> NDArray[np.bool_]:
+    """Tell for each code point whether it stands in words, as `\\w` has it."""
+    return np.fromiter((chr(code).isalnum() or code == ord("_") for code in range(sys.maxunicode + 1)), bool, sys.maxunicode + 1)
+
+
+def grams_of_all(texts: Sequence[str], size: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hash each run of `size` words of each text, all at once; a shorter text is one run, one without words none.
+
+    Returns:
+        64-bit hashes in order, repeats included, and where those of each text begin, with the end of the last (length n + 1).
+    """
+    # a line feed ends each text: no word goes from one into the next
+    folded = [text.casefold() + "\n" for text in texts]
+    codes = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), np.uint32)
+    inside = _in_words()[codes]
+    begins = np.flatnonzero(inside & ~np.concatenate([[False], inside[:-1]])) if len(codes) else np.zeros(0, np.int64)
+    letters = np.flatnonzero(inside)
+    first = np.searchsorted(letters, begins)
+    place = np.arange(len(letters)) - np.repeat(first, np.diff(first, append=len(letters)))
+    mixed = mix(codes[letters].astype(np.uint64) * _PRIME + place.astype(np.uint64))
+    words = np.add.reduceat(mixed, first) if len(first) else np.zeros(0, np.uint64)
+    ends = np.searchsorted(begins, np.cumsum([len(text) for text in folded], dtype=np.int64))
+    starts = np.concatenate([[0], ends])[: len(texts)].astype(np.int64)
+    own = ends - starts
+    counts = np.where(own > 0, np.maximum(1, own - size + 1), 0)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
+    length = np.repeat(np.minimum(own, size), counts)
+    padded = np.concatenate([words, np.zeros(size, np.uint64)])
+    found = length.astype(np.uint64)
+    for step in range(size):
+        found = np.where(length > step, mix(found * _PRIME + padded[at + step]), found)
+    return found, offsets
+
+
 def grams(text: str, size: int) -> Hashes:
-    """Hash each run of `size` words of a text; a shorter text is one run."""
-    words = _WORD.findall(text.casefold())
-    if not words:
-        return np.zeros(0, np.uint64)
-    codes = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words], np.uint64)
-    size = min(size, len(words))
-    found = np.zeros(len(codes) - size + 1, np.uint64)
-    for place in range(size):
-        found = (found ^ codes[place : place + len(found)]) * _PRIME
-        found ^= found >> np.uint64(29)
-    return np.unique(found ^ np.uint64(size))
+    """Return the set of hashes of one text, sorted."""
+    return np.unique(grams_of_all([text], size)[0])
 
 
 def _answer(messages: Sequence[Any]) -> str:
@@ -74,9 +102,14 @@ def reference_file(out: Path, location: str, shown: str, size: int) -> None:
 
 
 def _write_references(out: Path, names: Sequence[str], texts: Sequence[tuple[str, str]], size: int) -> None:
-    found = [grams(text, size) for text, _ in texts]
-    np.save(out / "grams.npy", np.concatenate(found) if found else np.zeros(0, np.uint64))
-    np.save(out / "owner.npy", np.repeat(np.arange(len(found)), [len(own) for own in found]).astype(np.int32))
+    found, offsets = grams_of_all([text for text, _ in texts], size)
+    owner = np.repeat(np.arange(len(texts)), np.diff(offsets))
+    order = np.lexsort((found, owner))
+    found, owner = found[order], owner[order]
+    new = np.ones(len(found), bool)
+    new[1:] = (found[1:] != found[:-1]) | (owner[1:] != owner[:-1])
+    np.save(out / "grams.npy", found[new])
+    np.save(out / "owner.npy", owner[new].astype(np.int32))
     write_table(
         pa.table({"name": pa.array(names, pa.string()), "answer": [answer for _, answer in texts]}), out / "names.parquet"
     )
@@ -103,6 +136,12 @@ class _References:
         best = int(np.argmax(counts))
         return int(items[best, 0]), int(items[best, 1]), float(hits.sum() / len(own))
 
+    def known(self, found: Hashes) -> NDArray[np.bool_]:
+        """Tell which hashes stand here."""
+        place = np.searchsorted(self.grams, found)
+        place[place == len(self.grams)] = 0
+        return self.grams[place] == found if len(self.grams) else np.zeros(len(found), bool)
+
     def item(self, folder: int, owner: int) -> dict[str, Any]:
         """Return name and answer of an item."""
         if folder not in self._tables:
@@ -117,11 +156,15 @@ def decontaminate_shard(
     references = _References(index, folders)
     table = pq.read_table(file)
     findings, stays = [], []
-    facts = zip(*(table.column(name).to_pylist() for name in ("key", "id", "split")), turns(table, "messages"), strict=True)
-    for key, identity, split, messages in facts:
+    conversations = turns(table, "messages")
+    hashes, offsets = grams_of_all([user_text(messages) for messages in conversations], parameters.words)
+    hits = np.concatenate([[0], np.cumsum(references.known(hashes))])
+    touched = hits[offsets[1:]] > hits[offsets[:-1]]
+    columns = (table.column(name).to_pylist() for name in ("key", "id", "split"))
+    facts = zip(*columns, conversations, touched, pairwise(offsets), strict=True)
+    for key, identity, split, messages, has_hits, (start, end) in facts:
         dropped = False
-        own = grams(user_text(messages), parameters.words)
-        if split != "test" and (found := references.overlap(own)):
+        if split != "test" and has_hits and (found := references.overlap(np.unique(hashes[start:end]))):
             folder, owner, share = found
             item = references.item(folder, owner)
             dropped = share >= parameters.drop_from

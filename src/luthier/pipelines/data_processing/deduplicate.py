@@ -57,27 +57,29 @@ def shingle_hashes(texts: Sequence[str]) -> tuple[Hashes, Numbers]:
     """
     folded = [fold(text) for text in texts]
     lengths = np.fromiter((len(text) for text in folded), np.int64, len(folded))
-    # zeros after the last text, and instead of what follows a short one
-    codes = np.frombuffer(("".join(folded) + "\0" * GRAM).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    counts = np.where(lengths > 0, np.maximum(1, lengths - GRAM + 1), 1)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    places = np.arange(offsets[-1]) + np.repeat(starts[:-1] - offsets[:-1], counts)
-    room = np.repeat(starts[1:], counts) - places  # characters left in the text
-    hashes = np.zeros(len(places), np.uint64)
-    for step, multiplier in enumerate(_MULTIPLIERS):
-        if (room <= step).any():
-            hashes += np.where(room > step, codes[places + step] + np.uint64(1), np.uint64(0)) * multiplier
-        else:
-            hashes += (codes[places + step] + np.uint64(1)) * multiplier
-    return _mixed(hashes), offsets
+    # zeros after each text, so that no gram goes from one into the next, and a short one has something to stand on
+    room = "\0" * GRAM
+    codes = np.frombuffer((room.join(folded) + 2 * room).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    counts = np.maximum(1, lengths - GRAM + 1)
+    ends = np.cumsum(lengths + GRAM)
+    codes += np.uint64(1)
+    codes[np.add.outer(ends, np.arange(-GRAM, 0)).ravel()] = 0
+    size = int(ends[-1]) if len(ends) else 0
+    hashes = codes[:size] * _MULTIPLIERS[0]
+    for step in range(1, GRAM):
+        hashes += codes[step : size + step] * _MULTIPLIERS[step]
+    wanted = np.stack([counts, lengths + GRAM - counts], 1).ravel()
+    grams = np.repeat(np.tile([True, False], len(folded)), wanted)
+    return mix(hashes[grams]), np.concatenate([[0], np.cumsum(counts)])
 
 
-def _mixed(values: Hashes) -> Hashes:
+def mix(values: Hashes) -> Hashes:
     """Spread the bits of each value over all 64 (the finaliser of MurmurHash3, Appleby 2011)."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
+    values = values ^ (values >> np.uint64(33))
+    for multiplier in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
+        values *= multiplier
+        values ^= values >> np.uint64(33)
+    return values
 
 
 def signatures(texts: Sequence[str], permutations: int) -> NDArray[np.uint32]:
@@ -94,7 +96,7 @@ def band_hashes(signed: NDArray[np.uint32], bands: int) -> Hashes:
     rows = signed.shape[1] // bands
     found = np.zeros((bands, signed.shape[0]), np.uint64)
     for place in range(rows):
-        found = _mixed(found + signed[:, place::rows].T.astype(np.uint64) + np.uint64(1))
+        found = mix(found + signed[:, place::rows].T.astype(np.uint64) + np.uint64(1))
     return found
 
 

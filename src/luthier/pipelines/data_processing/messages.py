@@ -1,9 +1,12 @@
 """The messages of a table as Python sees them, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from luthier.records import MESSAGE
 
@@ -22,3 +25,20 @@ def replace_messages(table: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Ta
     for name, values in columns.items():
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.list_(MESSAGE)))
     return table
+
+
+def rows_with(table: pa.Table, test: Callable[[pa.Array], pa.Array], fields: tuple[str, ...] = ("content",)) -> NDArray[np.bool_]:
+    """Tell which records have a turn whose text passes a test of Arrow arrays; no text becomes a Python object."""
+    found = np.zeros(len(table), bool)
+    for column in ("messages", "rejected"):
+        lists = table.column(column).combine_chunks()
+        turns_of_all, parents = lists.flatten(), np.asarray(pc.list_parent_indices(lists))
+        for field in fields:
+            passed = pc.fill_null(test(pc.struct_field(turns_of_all, field)), False)
+            found[parents[np.asarray(passed)]] = True
+    return found
+
+
+def replaced(table: pa.Table, rows: NDArray[np.bool_], new: pa.Table) -> pa.Table:
+    """Return the table with other records in place of some, in the order of their keys."""
+    return pa.concat_tables([table.filter(pa.array(~rows)), new]).sort_by("key") if rows.any() else table

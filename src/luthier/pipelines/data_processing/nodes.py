@@ -25,7 +25,7 @@ from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
 from luthier.pipelines.data_processing.previous import PreviousSplits
 from luthier.pipelines.data_processing.quality import Quality, assess
-from luthier.records import DROPPED, RECORD, SPLIT_RECORD
+from luthier.records import DROPPED, SPLIT_RECORD
 from luthier.shards import Shards, write_table
 from luthier.text.prepare import PromptSettings
 from luthier.text.profile import Profile, plot
@@ -129,8 +129,15 @@ def scrub_records(
 
 
 def _assess_shard(out: Path, file: Path, parameters: Quality) -> None:
-    kept, dropped = assess(_rows(file), parameters)
-    write_table(pa.Table.from_pylist(kept, RECORD), out / "records.parquet")
+    table = pq.read_table(file)
+    columns = [table.column(name).to_pylist() for name in ("key", "id", "source", "meta")]
+    facts = zip(*columns, turns(table, "messages"), strict=True)
+    judged = [dict(zip(("key", "id", "source", "meta", "messages"), row, strict=True)) for row in facts]
+    kept, dropped = assess(judged, parameters)
+    gone = {row["key"] for row in dropped}
+    table = table.filter(pa.array([key not in gone for key in columns[0]], pa.bool_()))
+    meta = pa.array([row["meta"] for row in kept], pa.string())
+    write_table(table.set_column(table.schema.get_field_index("meta"), "meta", meta), out / "records.parquet")
     write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")
 
 

@@ -1,12 +1,15 @@
 """Turn conversations into tokens with a mask over what is to be learnt; count what does not fit; pack what does."""
 
+from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from luthier.errors import UserError
 from luthier.executors import Executor, Task
@@ -44,7 +47,9 @@ def tokenise_shard(out: Path, file: Path, base: Base, parameters: Tokenise) -> N
     tokenizer = _tokenizer(base)
     table = pq.read_table(file, columns=["key", "id", "source", "split", "weight", "messages"])
     conversations = turns(table, "messages")
-    found: dict[str, list[Any]] = {name: [] for name in EXAMPLE.names}
+    kept: list[tuple[str, str, float]] = []
+    tokens: list[NDArray[np.int32]] = []
+    masks: list[NDArray[np.bool_]] = []
     dropped = []
     names = zip(*(table.column(name).to_pylist() for name in ("key", "id", "source", "split", "weight")), strict=True)
     rows = zip(names, conversations, encode_all(tokenizer, conversations), strict=True)
@@ -52,21 +57,36 @@ def tokenise_shard(out: Path, file: Path, base: Base, parameters: Tokenise) -> N
         encoded = _fitting(tokenizer, messages, whole, parameters)
         if encoded is None:
             reason = f"longer than {parameters.max_tokens} tokens"
-        elif not any(encoded.supervised):
+        elif not (mask := np.array(encoded.supervised, bool)).any():
             reason = "no token of an answer to learn"
         else:
-            values = (identity, split, weight, encoded.input_ids, encoded.supervised)
-            for name, value in zip(EXAMPLE.names, values, strict=True):
-                found[name].append(value)
+            kept.append((identity, split, weight))
+            tokens.append(np.array(encoded.input_ids, np.int32))
+            masks.append(mask)
             continue
         dropped.append({"key": key, "id": identity, "source": source, "reason": reason})
-    examples = pa.Table.from_pydict(found, schema=EXAMPLE)
-    write_table(examples, out / "examples.parquet")
+    ids, splits, weights = zip(*kept, strict=True) if kept else ((), (), ())
+    columns = [pa.array(ids, pa.string()), pa.array(splits, pa.string()), pa.array(weights, pa.float64())]
+    lists = [_lists(tokens, pa.int32()), _lists(masks, pa.bool_())]
+    write_table(pa.Table.from_arrays([*columns, *lists], schema=EXAMPLE), out / "examples.parquet")
     write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")
-    write_table(pack(examples, parameters.max_tokens), out / "packed.parquet")
+    write_table(pack(list(ids), list(splits), tokens, masks, parameters.max_tokens), out / "packed.parquet")
 
 
-def pack(examples: pa.Table, size: int) -> pa.Table:
+def _lists(values: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
+    """Return a column of lists, without a Python object a number."""
+    offsets = np.concatenate([[0], np.cumsum([len(own) for own in values], dtype=np.int64)]).astype(np.int32)
+    flat = np.concatenate(values) if values else np.zeros(0, kind.to_pandas_dtype())
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, kind))
+
+
+def pack(
+    ids: Sequence[str],
+    splits: Sequence[str],
+    tokens: Sequence[NDArray[np.int32]],
+    masks: Sequence[NDArray[np.bool_]],
+    size: int,
+) -> pa.Table:
     """Fill rows of `size` tokens with whole examples of one split: best fit, longest first (Johnson 1974).
 
         input_ids  a a a a a b b b c c
@@ -78,37 +98,38 @@ def pack(examples: pa.Table, size: int) -> pa.Table:
     Returns:
         a table of schema `records.PACKED`; every example stands in one row, none is cut.
     """
-    rows: list[dict[str, Any]] = []
-    entries = examples.to_pylist()
-    for split in sorted({entry["split"] for entry in entries}):
-        own = sorted((entry for entry in entries if entry["split"] == split), key=lambda e: (-len(e["input_ids"]), e["id"]))
-        rows += [_row(split, [own[place] for place in places]) for places in _best_fit([len(e["input_ids"]) for e in own], size)]
-    return pa.Table.from_pylist(rows, PACKED)
+    rows: list[list[int]] = []
+    for split in sorted(set(splits)):
+        own = [place for place, name in enumerate(splits) if name == split]
+        own.sort(key=lambda place: (-len(tokens[place]), ids[place]))
+        rows += [[own[n] for n in bin_] for bin_ in _best_fit([len(tokens[place]) for place in own], size)]
+    positions = [np.concatenate([np.arange(len(tokens[place]), dtype=np.int32) for place in row]) for row in rows]
+    documents = [np.repeat(np.arange(len(row), dtype=np.int32), [len(tokens[place]) for place in row]) for row in rows]
+    columns = [
+        pa.array([splits[row[0]] for row in rows], pa.string()),
+        pa.array([[ids[place] for place in row] for row in rows], pa.list_(pa.string())),
+        _lists([np.concatenate([tokens[place] for place in row]) for row in rows], pa.int32()),
+        _lists([np.concatenate([masks[place] for place in row]) for row in rows], pa.bool_()),
+        _lists(positions, pa.int32()),
+        _lists(documents, pa.int32()),
+    ]
+    return pa.Table.from_arrays(columns, schema=PACKED)
 
 
 def _best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Put each length, the longest first, into the bin that it fills best."""
     bins: list[list[int]] = []
-    open_by_room: list[list[int]] = [[] for _ in range(size + 1)]
+    open_by_room: list[deque[int]] = [deque() for _ in range(size + 1)]
     for place, length in enumerate(lengths):
         room = next((room for room in range(length, size + 1) if open_by_room[room]), None)
         if room is None:
             bins.append([])
             number, room = len(bins) - 1, size
         else:
-            number = open_by_room[room].pop(0)
+            number = open_by_room[room].popleft()
         bins[number].append(place)
         open_by_room[room - length].append(number)
     return bins
-
-
-def _row(split: str, own: list[dict[str, Any]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"split": split, "ids": [entry["id"] for entry in own]}
-    for name in ("input_ids", "supervised"):
-        row[name] = [value for entry in own for value in entry[name]]
-    row["positions"] = [position for entry in own for position in range(len(entry["input_ids"]))]
-    row["documents"] = [number for number, entry in enumerate(own) for _ in entry["input_ids"]]
-    return row
 
 
 def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Executor) -> tuple[Shards, Shards, Shards]:
