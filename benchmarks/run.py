@@ -1,6 +1,7 @@
 """Run the benchmarks: `make bench`, or `make bench PART=training` for one part.
 
-Each part is a module here with a function `run() -> list[dict]` of rows with what, ours, peer, unit, ratio, kind and goal.
+Each part is a module here with a function `run() -> list[dict]` of rows with what, ours, peer, unit, ratio, kind and goal;
+`data-memory` is the function `memory` of the module `data`.
 The table is printed and written to data/08_reporting/bench/PART.json with the machine and the versions.
 """
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from luthier.artefacts import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("training", "banking77")
+PARTS = ("training", "banking77", "data", "data-memory")
 
 
 def machine() -> dict[str, object]:
@@ -52,7 +53,8 @@ def main(asked: list[str]) -> int:
         print(f"There is no part {unknown[0]!r}; parts: {', '.join(PARTS)}", file=sys.stderr)
         return 2
     for part in asked or PARTS:
-        rows = importlib.import_module(part).run()
+        module, _, function = part.partition("-")
+        rows = getattr(importlib.import_module(module), function or "run")()
         if not rows:
             continue
         show(part, rows)

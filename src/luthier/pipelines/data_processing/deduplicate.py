@@ -336,8 +336,11 @@ def _near(
 
 def _distinct(found: list[Path]) -> Iterator[tuple[int, int]]:
     """Yield each pair once: several bands find the same."""
-    pairs = np.unique(np.concatenate([np.load(folder / "pairs.npy") for folder in found]), axis=0)
-    yield from map(tuple, pairs.tolist())
+    halves = [np.load(folder / "pairs.npy").astype(np.uint64) for folder in found]
+    pairs = np.unique(np.concatenate([own[:, 0] << np.uint64(32) | own[:, 1] for own in halves]))
+    for start in range(0, len(pairs), 65_536):
+        for pair in pairs[start : start + 65_536].tolist():
+            yield pair >> 32, pair & 0xFFFFFFFF
 
 
 def _judge(

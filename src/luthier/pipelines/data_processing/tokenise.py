@@ -22,6 +22,7 @@ from luthier.text.chat import Encoded, check_template, encode_all
 from luthier.text.prepare import Message
 
 _tokenizer = lru_cache(maxsize=2)(load_tokenizer)
+AT_ONCE = 1024
 
 
 def _fitting(tokenizer: Any, messages: list[Message], encoded: Encoded, parameters: Tokenise) -> Encoded | None:
@@ -45,30 +46,34 @@ def _fitting(tokenizer: Any, messages: list[Message], encoded: Encoded, paramete
 def tokenise_shard(out: Path, file: Path, base: Base, parameters: Tokenise) -> None:
     """Write `examples` (schema `records.EXAMPLE`) and `dropped` (`records.DROPPED`): too long, or nothing to learn."""
     tokenizer = _tokenizer(base)
-    table = pq.read_table(file, columns=["key", "id", "source", "split", "weight", "messages"])
-    conversations = turns(table, "messages")
     kept: list[tuple[str, str, float]] = []
     tokens: list[NDArray[np.int32]] = []
     masks: list[NDArray[np.bool_]] = []
     dropped = []
-    names = zip(*(table.column(name).to_pylist() for name in ("key", "id", "source", "split", "weight")), strict=True)
-    rows = zip(names, conversations, encode_all(tokenizer, conversations), strict=True)
-    for (key, identity, source, split, weight), messages, whole in rows:
-        encoded = _fitting(tokenizer, messages, whole, parameters)
-        if encoded is None:
-            reason = f"longer than {parameters.max_tokens} tokens"
-        elif not (mask := np.array(encoded.supervised, bool)).any():
-            reason = "no token of an answer to learn"
-        else:
-            kept.append((identity, split, weight))
-            tokens.append(np.array(encoded.input_ids, np.int32))
-            masks.append(mask)
-            continue
-        dropped.append({"key": key, "id": identity, "source": source, "reason": reason})
+    columns = ["key", "id", "source", "split", "weight", "messages"]
+    with pq.ParquetFile(file) as parquet:
+        # a few at a time: tokens take thirty times the room as Python's numbers
+        for batch in parquet.iter_batches(batch_size=AT_ONCE, columns=columns):
+            table = pa.Table.from_batches([batch])
+            conversations = turns(table, "messages")
+            names = zip(*(table.column(name).to_pylist() for name in columns[:-1]), strict=True)
+            rows = zip(names, conversations, encode_all(tokenizer, conversations), strict=True)
+            for (key, identity, source, split, weight), messages, whole in rows:
+                encoded = _fitting(tokenizer, messages, whole, parameters)
+                if encoded is None:
+                    reason = f"longer than {parameters.max_tokens} tokens"
+                elif not (mask := np.array(encoded.supervised, bool)).any():
+                    reason = "no token of an answer to learn"
+                else:
+                    kept.append((identity, split, weight))
+                    tokens.append(np.array(encoded.input_ids, np.int32))
+                    masks.append(mask)
+                    continue
+                dropped.append({"key": key, "id": identity, "source": source, "reason": reason})
     ids, splits, weights = zip(*kept, strict=True) if kept else ((), (), ())
-    columns = [pa.array(ids, pa.string()), pa.array(splits, pa.string()), pa.array(weights, pa.float64())]
+    facts = [pa.array(ids, pa.string()), pa.array(splits, pa.string()), pa.array(weights, pa.float64())]
     lists = [_lists(tokens, pa.int32()), _lists(masks, pa.bool_())]
-    write_table(pa.Table.from_arrays([*columns, *lists], schema=EXAMPLE), out / "examples.parquet")
+    write_table(pa.Table.from_arrays([*facts, *lists], schema=EXAMPLE), out / "examples.parquet")
     write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")
     write_table(pack(list(ids), list(splits), tokens, masks, parameters.max_tokens), out / "packed.parquet")
 
