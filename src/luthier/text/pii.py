@@ -6,14 +6,14 @@ value, so that the same person stays the same person all over a data set, in pro
 What is not found: names and street addresses; they need a model of their own.
 """
 
-import base64
-import hashlib
 import hmac
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 Kind = Literal["secret", "email", "iban", "card", "national_id", "ip", "phone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # where two overlap, the one that stands first here wins
@@ -81,6 +81,9 @@ _IPV6 = re.compile(r"(?<![\w:.-])[0-9A-Fa-f:]{2,39}(?:\d{1,3}(?:\.\d{1,3}){3})?(
 _PHONE = re.compile(r"(?<![\w+.:/#-])(?:\+|\((?=\+?\d{1,5}\))\+?)?\d(?:[ \t().\-/]{0,3}\d){6,16}(?![\w-])")
 _DATE_OR_TIME = re.compile(r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./-]\d{1,2}[./-]\d{1,2})(?!\d)")
 _NORTH_AMERICAN = re.compile(r"(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])?\d{3}[.-]\d{4}|\d{3} \d{3} \d{4}")
+
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648, in lower case
 
 
 def luhn(digits: str) -> bool:
@@ -205,39 +208,50 @@ FINDERS: dict[Kind, Finder] = {
 }
 
 
-# What every finding holds, for RE2, which Arrow has. It finds more than the patterns, never less.
-_MIGHT_HOLD = (
-    r"@|://|::|-----BEGIN"
-    r"|(?:\p{Nd}[ \t().\-/]{0,3}){6}\p{Nd}"  # phones, cards, most national ids
-    r"|\p{Nd}\.\p{Nd}{1,3}\.\p{Nd}{1,3}\.\p{Nd}|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:"
-    r"|[A-Za-z]{2}\p{Nd}{2}[ -]?[A-Za-z0-9]"  # IBANs
-    r"|[A-Z] ?\p{Nd}{2} ?\p{Nd}{2} ?\p{Nd}{2} ?[A-D]|[A-Z]{6}\p{Nd}{2}[A-Z]"
-    r"|sk-|gh[pousr]_|github_pat_|AKIA|ASIA|xox|AIza|glpat-|hf_|k_live_|k_test_|eyJ"
-    r"|(?i:token-|secret-|recovery-|apikey-|passcode-|passw|api[ _-]?key|access[ _-]?token|secret[ _-]?key)"
-)
+# What every finding of a kind holds, for RE2, which Arrow has. It finds more than the patterns, never less.
+_MIGHT_HOLD: dict[Kind, str] = {
+    "secret": r"://[^ /:@<>]+:[^ /@<>]+@|-----BEGIN|sk-|gh[pousr]_|github_pat_|AKIA|ASIA|xox|AIza|glpat-|hf_|k_live_|k_test_|eyJ"
+    r"|(?i:token-|secret-|recovery-|apikey-|passcode-|passw|api[ _-]?key|access[ _-]?token|secret[ _-]?key)",
+    "email": "@",
+    "iban": r"[A-Za-z]{2}\p{Nd}{2}[ -]?[A-Za-z0-9]",
+    "card": r"(?:\p{Nd}[ -]?){12}\p{Nd}",
+    "national_id": r"\p{Nd}{3}-\p{Nd}{2}-\p{Nd}{4}|\p{Nd}{7}|[A-Z]{6}\p{Nd}{2}[A-Z]"
+    r"|[A-Z] ?\p{Nd}{2} ?\p{Nd}{2} ?\p{Nd}{2} ?[A-D]",
+    "ip": r"\p{Nd}\.\p{Nd}{1,3}\.\p{Nd}{1,3}\.\p{Nd}|::|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:",
+    "phone": r"(?:\p{Nd}[ \t().\-/]{0,3}){6}\p{Nd}",
+}
 
 
 def might_hold(texts: Any) -> Any:
     """Tell in which texts of an Arrow array `find` might find something: a hundred times faster than to ask each of them.
 
     Returns:
-        an Arrow array of booleans; false only where `find` returns nothing.
+        an Arrow array of booleans; false only where `find` returns nothing, in the text or in JSON strings that it holds.
     """
     import pyarrow.compute as pc
 
-    return pc.match_substring_regex(texts, _MIGHT_HOLD)
+    return pc.match_substring_regex(texts, "|".join([*_MIGHT_HOLD.values(), r"\\"]))
 
 
 def scrub_all(
     texts: Sequence[str], key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """Do what `scrub` does, for many texts at once."""
+    """Do what `scrub` does, for many texts at once; each is searched for those kinds only that it might hold."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     scrubbed, values = list(texts), dict[str, str]()
-    for place in might_hold(pa.array(scrubbed, pa.string())).to_numpy(zero_copy_only=False).nonzero()[0]:
-        scrubbed[place], found = scrub(scrubbed[place], key, kinds, keep)
-        values |= found
+    places = np.flatnonzero(might_hold(pa.array(scrubbed, pa.string())))
+    while len(places):
+        some = pa.array([scrubbed[place] for place in places], pa.string())
+        held = {kind: np.asarray(pc.match_substring_regex(some, _MIGHT_HOLD[kind])) for kind in kinds}
+        again = []
+        for number, place in enumerate(places.tolist()):
+            text = scrubbed[place]
+            if findings := find(text, [kind for kind in kinds if held[kind][number]], keep):
+                scrubbed[place] = _without(text, findings, key, values)
+                again.append(place)
+        places = np.array(again, np.int64)
     return scrubbed, values
 
 
@@ -250,7 +264,7 @@ def find(text: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> 
         keep: regular expressions; a finding that lies in a match of one of them is none.
     """
     # every pattern needs a digit, an at sign or two colons, but for a private key's frame
-    if not (_DIGIT.search(text) or "@" in text or "::" in text or "-----BEGIN" in text):
+    if not kinds or not (_DIGIT.search(text) or "@" in text or "::" in text or "-----BEGIN" in text):
         return []
     taken = [match.span() for match in PLACEHOLDER.finditer(text)] if "<" in text else []
     taken += [match.span() for pattern in keep for match in re.finditer(pattern, text)]
@@ -268,8 +282,8 @@ def find(text: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> 
 def placeholder(kind: Kind, value: str, key: str) -> str:
     """Return the placeholder of a value: the same for the same value, however it is spaced or cased."""
     normal = re.sub(r"\W" if kind in ("iban", "card", "phone", "national_id") else r"\s", "", value).casefold()
-    digest = hmac.new(key.encode(), f"{kind}:{normal}".encode(), hashlib.sha256).digest()
-    return f"<{kind.upper()}_{base64.b32encode(digest)[:6].decode().lower()}>"
+    bits = int.from_bytes(hmac.digest(key.encode(), f"{kind}:{normal}".encode(), "sha256")[:4], "big") >> 2
+    return f"<{kind.upper()}_{''.join(_BASE32[bits >> shift & 31] for shift in range(25, -1, -5))}>"
 
 
 def scrub(text: str, key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
@@ -287,18 +301,22 @@ def scrub(text: str, key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str
         the text, and the value that stands behind each placeholder, so that an answer can be mapped back.
     """
     values: dict[str, str] = {}
-    while True:
-        pieces, end = [], 0
-        for finding in find(text, kinds, keep):
-            value = text[finding.start : finding.end]
-            name = placeholder(finding.kind, value, key)
-            values.setdefault(name, value)
-            pieces += [text[end : finding.start], name]
-            end = finding.end
-        if not pieces:
-            return text, values
-        # once more: taking a value out may bring another one to light
-        text = "".join(pieces) + text[end:]
+    # once more after each round: taking a value out may bring another one to light
+    while findings := find(text, kinds, keep):
+        text = _without(text, findings, key, values)
+    return text, values
+
+
+def _without(text: str, findings: Sequence[Finding], key: str, values: dict[str, str]) -> str:
+    """Put placeholders in the place of findings, and note what stood there."""
+    pieces, end = [], 0
+    for finding in findings:
+        value = text[finding.start : finding.end]
+        name = placeholder(finding.kind, value, key)
+        values.setdefault(name, value)
+        pieces += [text[end : finding.start], name]
+        end = finding.end
+    return "".join(pieces) + text[end:]
 
 
 def restore(text: str, values: dict[str, str]) -> str:
