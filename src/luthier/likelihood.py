@@ -22,6 +22,7 @@ class Example:
     id: str
     input_ids: torch.Tensor
     labels: torch.Tensor
+    weight: float = 1.0
 
 
 def make_examples(shards: Shards, split: str) -> list[Example]:
@@ -34,7 +35,7 @@ def make_examples(shards: Shards, split: str) -> list[Example]:
         labels = torch.full_like(ids, IGNORED)
         # the token at position i + 1 is predicted at position i
         labels[:-1] = torch.where(torch.tensor(row["supervised"])[1:], ids[1:], IGNORED)
-        examples.append(Example(row["id"], ids, labels))
+        examples.append(Example(row["id"], ids, labels, row["weight"]))
     return examples
 
 

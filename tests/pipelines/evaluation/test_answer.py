@@ -173,9 +173,9 @@ def test_examples_read_from_shards_predict_the_next_token(tmp_path):
     import pyarrow as pa
 
     rows = [
-        {"id": "a", "split": "test", "input_ids": [5, 6, 7, 8], "supervised": [False, False, True, True]},
-        {"id": "b", "split": "train", "input_ids": [5, 6], "supervised": [False, True]},
-        {"id": "c", "split": "test", "input_ids": [5, 6], "supervised": [True, False]},
+        {"id": "a", "split": "test", "weight": 1.0, "input_ids": [5, 6, 7, 8], "supervised": [False, False, True, True]},
+        {"id": "b", "split": "train", "weight": 1.0, "input_ids": [5, 6], "supervised": [False, True]},
+        {"id": "c", "split": "test", "weight": 1.0, "input_ids": [5, 6], "supervised": [True, False]},
     ]
     one, other = make_examples(write_shards(pa.Table.from_pylist(rows), tmp_path / "examples"), "test")
     assert (one.id, other.id) == ("a", "c")

@@ -47,7 +47,15 @@ def write_examples(folder: Path, base: Base, seed: int = 0) -> Shards:
         messages = [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": answer}]
         encoded = encode(tokenizer, messages)
         split = "train" if number < TRAIN else "validation"
-        rows.append({"id": f"example-{number}", "split": split, "input_ids": encoded.input_ids, "supervised": encoded.supervised})
+        rows.append(
+            {
+                "id": f"example-{number}",
+                "split": split,
+                "weight": 1.0,
+                "input_ids": encoded.input_ids,
+                "supervised": encoded.supervised,
+            }
+        )
     return write_shards(pa.Table.from_pylist(rows), folder)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, micro_batches
 from luthier.models import load_model
-from luthier.pipelines.training.batches import WINDOW, batch_of_step, epoch_batches, steps_per_epoch
+from luthier.pipelines.training.batches import WINDOW, batch_of_step, epoch_batches, repeats, steps_per_epoch
 from tests.pipelines.training import jobs
 
 lengths_of_examples = st.lists(st.integers(1, 500), min_size=1, max_size=300)
@@ -91,3 +91,11 @@ def test_neighbours_and_padding_do_not_change_the_loss_of_an_example(nll, drawn)
         alone = torch.cat([nll(*collate([example])) for example in examples])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
     assert (together > 0).all()
+
+
+def test_an_example_comes_as_often_as_its_weight_says():
+    for weight in (0.25, 1.0, 2.0, 2.7):
+        counts = [repeats(f"id-{n}", weight, 1) for n in range(4000)]
+        assert sum(counts) / len(counts) == pytest.approx(weight, abs=0.05)
+        assert set(counts) <= {int(weight), int(weight) + 1}
+    assert {repeats(f"id-{n}", 1.0, 1) for n in range(100)} == {1}

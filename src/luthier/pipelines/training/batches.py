@@ -1,10 +1,18 @@
 """The order of data: a pure function of seed and epoch, so that a run resumes exactly, on any number of processes."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 WINDOW = 32  # batches among which examples are sorted by length: little padding, still much chance
+
+
+def repeats(identity: str, weight: float, seed: int) -> int:
+    """Return how often an example stands in an epoch: its weight, rounded up or down by chance, that of its id alone."""
+    whole = int(weight)
+    digest = hashlib.sha256(f"{seed}:{identity}".encode()).digest()
+    return whole + (int.from_bytes(digest[:8], "big") / 2**64 < weight - whole)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ from luthier.likelihood import IGNORED, SupervisedNll, collate, make_examples, m
 from luthier.machine import freed_memory_kept
 from luthier.models import Base, load_model, load_tokenizer, resolve_base
 from luthier.pipelines.training import checkpoints
-from luthier.pipelines.training.batches import batch_of_step
+from luthier.pipelines.training.batches import batch_of_step, repeats
 from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.shards import Shards
@@ -109,7 +109,9 @@ class Job:
             ModelParameters.model_validate(job["model"]), FolderParameters.model_validate(job["folders"])
         )
         shards = Shards(Path(job["examples"]))
-        self.train = make_examples(shards, "train")
+        self.train = [
+            example for example in make_examples(shards, "train") for _ in range(repeats(example.id, example.weight, self.seed))
+        ]
         self.validation = make_examples(shards, "validation")
         self.lengths = [len(example.input_ids) for example in self.train]
 
