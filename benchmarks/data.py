@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -94,14 +95,17 @@ def chain(data: dict[str, Any], watch: Callable[[int], None] | None = None, **pr
     with tempfile.TemporaryDirectory(dir=_bench()) as folder:
         project = Path(folder)
         (project / "settings.json").write_text(json.dumps({"data": data, "data_processing": processing}))
-        process = subprocess.Popen([sys.executable, __file__, "chain", folder], env=os.environ | ALONE)
+        command = [sys.executable, __file__, "chain", folder]
+        process = subprocess.Popen(command, env=os.environ | ALONE, start_new_session=True)
         try:
             if watch:
                 watch(process.pid)
             if process.wait():
                 raise SystemExit(f"the chain ended with {process.returncode}")
         finally:
-            process.kill()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too: nobody else would end them
+                process.wait()
         yield json.loads((project / "chain.json").read_text())
 
 

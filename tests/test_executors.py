@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from commands import ROOT
@@ -112,6 +113,21 @@ def test_a_chain_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path, raw, e
     before = {path: (path / "manifest.json").stat().st_ino for path in finished}
     assert result(start(tmp_path, raw, "work", "process")) == expected
     assert {path: (path / "manifest.json").stat().st_ino for path in finished} == before
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path, raw):
+    process = start(tmp_path, raw, "work", "process")
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    workers = []
+    while not workers and time.monotonic() < deadline:
+        time.sleep(0.1)
+        workers = [child for child in parent.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    assert workers
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 def write(out: Path, text: str, log: str) -> None:

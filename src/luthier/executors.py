@@ -154,8 +154,17 @@ def _run_one(function: Callable[..., None], out: Path, arguments: Mapping[str, A
 
 
 def _start_worker() -> None:
-    """One level of parallelism: a worker computes with one thread, and leaves Ctrl-C to its parent."""
+    """One level of parallelism: a worker computes with one thread, leaves Ctrl-C to its parent, and ends when that does."""
     import signal
+    import threading
+    from multiprocessing import connection, parent_process
+
+    def follow_parent() -> None:
+        connection.wait([parent_process().sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    # a parent that is killed cannot say goodbye, and its workers would wait for work for ever
+    threading.Thread(target=follow_parent, daemon=True).start()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update({"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"})
