@@ -75,6 +75,7 @@ def test_the_description_is_valid_and_its_records_load(finished):
     assert '<script type="application/ld+json">' in (folder / "data_card.html").read_text()
 
 
+@pytest.mark.slow
 def test_one_parameter_points_at_data_of_another_shape(project):
     chats = [
         {"conversations": [{"from": "human", "value": f"question {n} about {n * 7}?"}, {"from": "gpt", "value": f"answer {n}"}]}

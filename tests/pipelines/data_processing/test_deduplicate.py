@@ -61,7 +61,7 @@ def shingles(text):
 
 
 @given(BODIES)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_every_row_stays_or_is_dropped_for_one_that_stays(bodies):
     kept, dropped = run(records(bodies))
     assert sorted(row["id"] for row in kept + dropped) == sorted(f"id-{n}" for n in range(len(bodies)))
@@ -72,13 +72,13 @@ def test_every_row_stays_or_is_dropped_for_one_that_stays(bodies):
 
 
 @given(BODIES, st.integers(1, 5))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 def test_how_the_table_is_cut_does_not_matter(bodies, rows_per_shard):
     assert run(records(bodies)) == run(records(bodies), rows_per_shard)
 
 
 @given(BODIES, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 def test_which_message_survives_does_not_depend_on_ids(bodies, order):
     names = [f"id-{n}" for n in range(len(bodies))]
     order.shuffle(names)
@@ -90,7 +90,7 @@ def test_which_message_survives_does_not_depend_on_ids(bodies, order):
 
 
 @given(BODIES)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 def test_survivors_survive_again(bodies):
     kept, _ = run(records(bodies))
     again, dropped = run([{name: row[name] for name in RECORD.names} for row in kept])
@@ -99,7 +99,7 @@ def test_survivors_survive_again(bodies):
 
 
 @given(BODIES)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_no_two_survivors_are_alike(bodies):
     kept, _ = run(records(bodies), near_threshold=0.7)
     sets = [shingles(user_text(row["messages"])) for row in kept]
@@ -107,7 +107,7 @@ def test_no_two_survivors_are_alike(bodies):
 
 
 @given(BODIES)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_threshold_one_drops_exact_duplicates_alone(bodies):
     kept, dropped = run(records(bodies), near_threshold=1)
     assert len(kept) == len(set(bodies))
