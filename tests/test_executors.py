@@ -84,10 +84,12 @@ def expected(tmp_path_factory, raw) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(tmp_path, raw, expected):
     assert result(start(tmp_path, raw, "work", "process")) == expected
 
 
+@pytest.mark.slow
 def test_shuffled_input_makes_the_same_bytes(tmp_path, raw, expected):
     lines = raw.read_text(encoding="utf-8").splitlines()
     random.Random(1).shuffle(lines)
@@ -115,6 +117,7 @@ def test_a_chain_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path, raw, e
     assert {path: (path / "manifest.json").stat().st_ino for path in finished} == before
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path, raw):
     process = start(tmp_path, raw, "work", "process")
     parent = psutil.Process(process.pid)
