@@ -175,3 +175,15 @@ def test_the_quick_look_misses_nothing_of_the_shipped_messages():
     texts = (ROOT / "data/01_raw/support_messages.jsonl").read_text(encoding="utf-8").splitlines()
     held = might_hold(pa.array(texts)).to_pylist()
     assert all(might for text, might in zip(texts, held, strict=True) if find(text))
+
+
+@pytest.mark.parametrize("secret", ["glpat-VYqUabcdEFGHijklMNOPqr", "sk_live_AbCdEfGhIjKlMnOpQrStUv", "ghp_" + "aBcD" * 9])
+def test_a_secret_of_letters_alone_is_found(secret):
+    assert scrub(f"the key is {secret} ok", KEY)[1] == {placeholder("secret", secret, KEY): secret}
+
+
+@pytest.mark.parametrize("number", ["6011541735106814", "DE89370400440532013000"])
+def test_a_number_is_found_right_beside_chinese(number):
+    text, values = scrub(f"卡号{number}地址", KEY)
+    assert list(values.values()) == [number]
+    assert number not in text
