@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from commands import ROOT
+from tasks import fail, kill_myself, write
 
 from luthier.artefacts import is_complete
 from luthier.errors import UserError
@@ -131,25 +132,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, raw):
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
-
-
-def write(out: Path, text: str, log: str) -> None:
-    """Write a file, and say so."""
-    with Path(log).open("a") as file:
-        file.write(text)
-    (out / "text").write_text(text)
-
-
-def fail(out: Path, text: str) -> None:
-    """Fail at one task."""
-    if text == "b":
-        raise UserError("b is bad")
-    (out / "text").write_text(text)
-
-
-def kill_myself(out: Path) -> None:
-    """Die as a worker does that the system kills for its memory."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("backend", ["serial", "process"])

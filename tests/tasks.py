@@ -1,0 +1,26 @@
+"""Functions for executors to map: in a module that a spawned worker can import."""
+
+import os
+import signal
+from pathlib import Path
+
+from luthier.errors import UserError
+
+
+def write(out: Path, text: str, log: str) -> None:
+    """Write a file, and say so."""
+    with Path(log).open("a") as file:
+        file.write(text)
+    (out / "text").write_text(text)
+
+
+def fail(out: Path, text: str) -> None:
+    """Fail at one task."""
+    if text == "b":
+        raise UserError("b is bad")
+    (out / "text").write_text(text)
+
+
+def kill_myself(out: Path) -> None:
+    """Die as a worker does that the system kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
