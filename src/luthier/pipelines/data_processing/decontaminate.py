@@ -210,7 +210,14 @@ def decontaminate(
             against.append(path)
     sets += executor.map("benchmark_references", reference_file, tasks)
     index = _index(sets, executor)
-    decides = {"index": hash_of_file(index), "drop_from": parameters.drop_from, "words": parameters.words, "of": against}
+    # the sets by name too: answers and names of items are not in the index
+    decides = {
+        "index": hash_of_file(index),
+        "sets": [folder.name for folder in sets],
+        "drop_from": parameters.drop_from,
+        "words": parameters.words,
+        "of": against,
+    }
     shared = {"index": index, "folders": sets, "against": against, "parameters": parameters}
     parts = executor.map(
         "decontaminate_records",

@@ -28,7 +28,7 @@ class Validate(Parameters):
     """When a row is refused, and when the whole file is."""
 
     max_characters: int = Field(default=8_000, ge=1)
-    """A longer message, cleaned, is quarantined."""
+    """A longer message is quarantined."""
     max_bad_fraction: float = Field(default=0.1, ge=0, le=1)
     """More quarantined rows than this share stop the run: then the template or the file is wrong, not the rows."""
 
