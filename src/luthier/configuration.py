@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -138,9 +138,11 @@ def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     current: type[BaseModel] = model
     for part in path[:-1]:
         field = current.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        kinds = () if field is None else get_args(field.annotation) or (field.annotation,)  # `Block | None` is a block too
+        blocks = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not blocks:
             return []
-        current = field.annotation
+        current = blocks[0]
     return list(current.model_fields)
 
 
