@@ -52,9 +52,12 @@ def row(what: str, ours: float, unit: str, **more: Any) -> dict[str, Any]:
 
 
 def cpu() -> float:
-    """Return the CPU seconds of this process and of its children that have ended."""
+    """Return the CPU seconds of this process and of its children, those that live and those that have ended."""
+    import psutil
+
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+    living = (child.cpu_times() for child in psutil.Process().children(recursive=True))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both) + sum(times.user + times.system for times in living)
 
 
 # The whole chain, in a process of its own.
@@ -300,6 +303,7 @@ def records_of(folder: Path) -> Any:
 def our_step(step: str, folder: Path) -> float:
     """Do one step as our room does it, and return its CPU seconds, imports and loading aside."""
     from luthier.executors import Executor
+    from luthier.models import load_tokenizer
     from luthier.pipelines.data_processing import deduplicate, quality, tokenise
     from luthier.pipelines.data_processing.parameters import DataProcessingParameters
     from luthier.text.pii import scrub_all
@@ -319,13 +323,13 @@ def our_step(step: str, folder: Path) -> float:
             (folder / "ours.json").write_text(json.dumps(found))
             return spent
         elif step == "filter":
-            entries = list(records.iter_rows())
-            quality.assess(entries[:2], parameters.quality)
+            table = records.to_table()
+            quality.assess(table.slice(0, 2), parameters.quality)
             start = cpu()
-            quality.assess(entries, parameters.quality)
+            quality.assess(table, parameters.quality)
         else:
             base = _base()
-            tokenise._tokenizer(base)
+            load_tokenizer(base)
             start = cpu()
             tokenise.tokenise(records, base, parameters.tokenise, executor)
         return cpu() - start

@@ -5,10 +5,13 @@ folder that is finished is never made again, so a killed run continues where it 
 first one made. Tasks share nothing and know nothing of each other; what must see all shards happens between two maps.
 """
 
+import gc
 import hashlib
 import os
 import shutil
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +34,9 @@ from luthier.shards import Shards
 Backend = Literal["serial", "process", "ray"]
 SECONDS_KEPT = 24 * 3600
 """Results that no run has asked for since are removed: data sets link their files, so nothing is lost."""
+
+SECONDS_IDLE = 10
+"""Workers that no map has asked for since are sent home: the training that follows needs the memory."""
 
 # What changes the bytes of a result, beside our own code.
 LIBRARIES = ("ftfy", "numpy", "pyarrow", "rensa", "tokenizers", "transformers")
@@ -110,10 +116,10 @@ class Executor:
         return final / f"{name}.npz"
 
     def _run(self, function: Callable[..., None], missing: Mapping[Path, Task]) -> Iterator[Path]:
-        workers = min(self.workers or os.cpu_count() or 1, len(missing))
+        workers = self.workers or os.cpu_count() or 1
         if self.backend == "ray" and missing:
             yield from _run_on_ray(function, missing, self.workers)
-        elif self.backend == "serial" or workers <= 1:
+        elif self.backend == "serial" or min(workers, len(missing)) <= 1:
             for out, task in missing.items():
                 _run_one(function, out, task.arguments)
                 yield out
@@ -171,34 +177,75 @@ def _start_worker() -> None:
     import pyarrow as pa
 
     pa.set_cpu_count(1)
+    # a shard is millions of short-lived rows without cycles: to look for some after every 700 costs a tenth of the time
+    gc.set_threshold(100_000, 50, 100)
+
+
+class _Workers:
+    """Spawned processes by their number, kept for the next map: to start one costs as much as a few thousand rows."""
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._lent = Counter[int]()
+        self._closing = threading.Timer(0, lambda: None)
+
+    @contextmanager
+    def lend(self, number: int) -> Iterator[ProcessPoolExecutor]:
+        """Yield a pool of that many processes; an error or Ctrl-C ends what they do, and them."""
+        with self._changing:
+            self._closing.cancel()
+            if number not in self._pools:
+                # spawn: a fork of a process with threads (tokenizers, Arrow) can deadlock
+                self._pools[number] = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_start_worker)
+            pool = self._pools[number]
+            self._lent[number] += 1
+        try:
+            yield pool
+        except BaseException:
+            with self._changing:
+                if self._pools.get(number) is pool:
+                    del self._pools[number]
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            raise
+        finally:
+            with self._changing:
+                self._lent[number] -= 1
+                self._closing.cancel()
+                self._closing = threading.Timer(SECONDS_IDLE, self._close)
+                self._closing.daemon = True
+                self._closing.start()
+
+    def _close(self) -> None:
+        with self._changing:
+            for number in [number for number in self._pools if not self._lent[number]]:
+                self._pools.pop(number).shutdown(wait=False)
+
+
+_WORKERS = _Workers()
 
 
 def _run_in_processes(function: Callable[..., None], missing: Mapping[Path, Task], workers: int) -> Iterator[Path]:
-    # spawn: a fork of a process with threads (tokenizers, Arrow) can deadlock
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     try:
-        waiting = iter(missing.items())
-        running: dict[Future[None], Path] = {}
-        while True:
-            while len(running) < 2 * workers and (following := next(waiting, None)):
-                running[pool.submit(_run_one, function, following[0], following[1].arguments)] = following[0]
-            if not running:
-                break
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                done.result()
-                yield running.pop(done)
+        with _WORKERS.lend(workers) as pool:
+            waiting = iter(missing.items())
+            running: dict[Future[None], Path] = {}
+            while True:
+                while len(running) < 2 * workers and (following := next(waiting, None)):
+                    running[pool.submit(_run_one, function, following[0], following[1].arguments)] = following[0]
+                if not running:
+                    break
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    done.result()
+                    yield running.pop(done)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker was killed, most often because memory ran out: give data_processing.executor fewer workers, or fewer "
             "rows_per_shard. Run again: finished shards are kept."
         ) from error
-    except BaseException:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        raise
-    pool.shutdown()
 
 
 def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], workers: int | None) -> Iterator[Path]:

@@ -7,16 +7,37 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from luthier.errors import UserError
 from luthier.text.prepare import Message
+from luthier.text.words import WordEncoder, word_encoder
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as tokens; `supervised[i]` tells whether token `i` is to be learnt."""
+    """A conversation as tokens."""
 
     input_ids: list[int]
-    supervised: list[bool]
+    answers: list[tuple[int, int]]
+    """Begin and end of each run of tokens that is to be learnt, in order."""
+
+    @property
+    def supervised(self) -> list[bool]:
+        """Tell for each token whether it is to be learnt."""
+        return self.mask().tolist()
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Tell for each token whether it is to be learnt, shape (tokens,)."""
+        mask = np.zeros(len(self.input_ids), bool)
+        for begin, end in self.answers:
+            mask[begin:end] = True
+        return mask
+
+    def cut(self, limit: int) -> "Encoded":
+        """Return the first tokens."""
+        return Encoded(self.input_ids[:limit], [(begin, min(end, limit)) for begin, end in self.answers if begin < limit])
 
 
 # Marks around what somebody wrote that is spelt like a special token. They are noncharacters, which no text holds by
@@ -66,17 +87,19 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+@lru_cache(maxsize=8)
+def _words(tokenizer: Any) -> WordEncoder | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else word_encoder(backend)
+
+
 def _ids_of_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Do what `_ids` does, for many texts at once: a call a text costs more than its tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    words = _words(tokenizer)
+    if words is None:
         return [_ids(tokenizer, text) for text in texts]
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = False
-    plain = [text for text in texts if _OPEN not in text]
-    encoded = iter(backend.encode_batch_fast(plain, add_special_tokens=False))
-    return [_ids(tokenizer, text) if _OPEN in text else list(next(encoded).ids) for text in texts]
+    plain = iter(words.encode([text for text in texts if _OPEN not in text]))
+    return [_ids(tokenizer, text) if _OPEN in text else next(plain) for text in texts]
 
 
 def check_template(tokenizer: Any) -> None:
@@ -144,8 +167,10 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
         done, last = after, number
     found = [Encoded([], []) for _ in conversations]
     for (number, _, learn), ids in zip(pieces, _ids_of_all(tokenizer, [text for _, text, _ in pieces]), strict=True):
-        found[number].input_ids.extend(ids)
-        found[number].supervised.extend([learn] * len(ids))
+        tokens = found[number].input_ids
+        if learn and ids:
+            found[number].answers.append((len(tokens), len(tokens) + len(ids)))
+        tokens.extend(ids)
     return found
 
 

@@ -79,7 +79,8 @@ _NATIONAL_ID = re.compile(
 _SPANISH = re.compile(r"([XYZ]?)(\d{7,8})-?([A-Z])")
 _IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w|-)")
 _IPV6 = re.compile(r"(?<![\w:.-])[0-9A-Fa-f:]{2,39}(?:\d{1,3}(?:\.\d{1,3}){3})?(?![\w:])")
-_PHONE = re.compile(r"(?<![\w+.:/#-])(?:\+|\((?=\+?\d{1,5}\))\+?)?\d(?:[ \t().\-/]{0,3}\d){6,16}(?![\w-])")
+# a full stop and a space end a sentence, and the number with it
+_PHONE = re.compile(r"(?<![\w+.:/#-])(?:\+|\((?=\+?\d{1,5}\))\+?)?\d(?:(?:[ \t()\-/]|\.(?![ \t])){0,3}\d){6,16}(?![\w-])")
 _DATE_OR_TIME = re.compile(r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./-]\d{1,2}[./-]\d{1,2})(?!\d)")
 _NORTH_AMERICAN = re.compile(r"(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])?\d{3}[.-]\d{4}|\d{3} \d{3} \d{4}")
 
@@ -236,12 +237,16 @@ def might_hold(texts: Any) -> Any:
 
 def scrub_all(
     texts: Sequence[str], key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()
-) -> tuple[list[str], dict[str, str]]:
-    """Do what `scrub` does, for many texts at once; each is searched for those kinds only that it might hold."""
+) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Do what `scrub` does, for many texts at once; each is searched for those kinds only that it might hold.
+
+    Returns:
+        the texts, and by the number of each text in which something was found the values behind its placeholders.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    scrubbed, values = list(texts), dict[str, str]()
+    scrubbed, values = list(texts), dict[int, dict[str, str]]()
     places = np.flatnonzero(might_hold(pa.array(scrubbed, pa.string())))
     while len(places):
         some = pa.array([scrubbed[place] for place in places], pa.string())
@@ -250,7 +255,7 @@ def scrub_all(
         for number, place in enumerate(places.tolist()):
             text = scrubbed[place]
             if findings := find(text, [kind for kind in kinds if held[kind][number]], keep):
-                scrubbed[place] = _without(text, findings, key, values)
+                scrubbed[place] = _without(text, findings, key, values.setdefault(place, {}))
                 again.append(place)
         places = np.array(again, np.int64)
     return scrubbed, values

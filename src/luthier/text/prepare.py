@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from luthier.errors import did_you_mean
 from luthier.text.clean import clean_with_changes
-from luthier.text.pii import KINDS, Kind, scrub
+from luthier.text.pii import KINDS, Kind, scrub, scrub_all
 
 
 class Message(TypedDict):
@@ -214,22 +214,46 @@ def clean_message(message: Message, settings: PromptSettings) -> tuple[Message, 
 
 def scrub_message(message: Message, settings: PromptSettings, key: str) -> tuple[Message, dict[str, str]]:
     """Take personal data out of one turn. Returns also the value behind each placeholder."""
-    if settings.scrub is None or (message["role"] == "system" and message["content"] == settings.system):
-        return message, {}
-    found: dict[str, str] = {}
-    changed: dict[str, str] = {}
-    for name in ("content", "tool_calls"):
-        text = message.get(name)
-        if text:
-            changed[name], values = scrub_text(str(text), settings.scrub, key, as_json=message["role"] == "assistant")
-            found |= values
-    return ({**message, **changed}, found) if found else (message, {})  # type: ignore[typeddict-item]
+    return scrub_messages([message], settings, key)[0]
 
 
-def scrub_text(text: str, settings: ScrubSettings, key: str, *, as_json: bool = True) -> tuple[str, dict[str, str]]:
+def scrub_messages(messages: Sequence[Message], settings: PromptSettings, key: str) -> list[tuple[Message, dict[str, str]]]:
+    """Take personal data out of turns, of one conversation or many: all at once is several times faster.
+
+    Returns:
+        for each turn what is left of it, and the value behind each placeholder.
+    """
+    done: list[tuple[Message, dict[str, str]]] = [(message, {}) for message in messages]
+    if settings.scrub is None:
+        return done
+    plain: list[tuple[int, str]] = []
+    texts: list[str] = []
+    for number, message in enumerate(messages):
+        if message["role"] == "system" and message["content"] == settings.system:
+            continue
+        for name in ("content", "tool_calls"):
+            text = str(message.get(name) or "")
+            if message["role"] == "assistant" and text[:1] in ("{", "["):
+                _put(done, number, name, *scrub_text(text, settings.scrub, key))
+            elif text:
+                plain.append((number, name))
+                texts.append(text)
+    scrubbed, values = scrub_all(texts, key, settings.scrub.kinds, settings.scrub.keep)
+    for place, found in values.items():
+        _put(done, *plain[place], scrubbed[place], found)
+    return done
+
+
+def _put(done: list[tuple[Message, dict[str, str]]], number: int, name: str, text: str, found: dict[str, str]) -> None:
+    message, known = done[number]
+    if found:
+        done[number] = ({**message, name: text}, known | found)  # type: ignore[misc]
+
+
+def scrub_text(text: str, settings: ScrubSettings, key: str) -> tuple[str, dict[str, str]]:
     """Scrub a text; in JSON its strings, so that it stays JSON, but for the fields that are to be extracted."""
     found: dict[str, str] = {}
-    if as_json and text[:1] in ("{", "["):
+    if text[:1] in ("{", "["):
         try:
             value = strict_json(text)
         except ValueError:

@@ -48,6 +48,7 @@ _AT_ONCE = 4096  # texts
 
 Unsigned = NDArray[np.uint64]
 Counts = dict[int, int]
+Tokens = Sequence[int] | NDArray[np.integer[Any]]
 Name = TypeVar("Name", int, str)
 
 
@@ -253,10 +254,18 @@ def _count_placeholders(texts: Sequence[str]) -> dict[str, int]:
     return _mixture([found[1:-8].lower() for text in texts if "<" in text for found in PLACEHOLDER.findall(text)])
 
 
+class _HashOf(dict[str, int]):
+    """The CRC-32 of words: most words of a batch come more than once."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = crc32(word.encode())
+        return self[word]
+
+
 def _words(texts: Sequence[str]) -> tuple[Unsigned, NDArray[np.bool_]]:
     """Return the hash of each word of all texts, and whether the next one follows it in the same text."""
     found = [_WORD.findall((PLACEHOLDER.sub(" ", text) if "<" in text else text).casefold()) for text in texts]
-    hashes = np.fromiter((crc32(word.encode()) for words in found for word in words), np.uint64)
+    hashes = np.fromiter(map(_HashOf().__getitem__, itertools.chain.from_iterable(found)), np.uint64)
     followed = np.ones(len(hashes), np.bool_)
     followed[np.cumsum([len(words) for words in found if words], dtype=np.int64) - 1] = False
     return hashes, followed
@@ -264,7 +273,7 @@ def _words(texts: Sequence[str]) -> tuple[Unsigned, NDArray[np.bool_]]:
 
 def _profile_batch(
     texts: Sequence[str],
-    tokens: Sequence[Sequence[int]] = (),
+    tokens: Sequence[Tokens] = (),
     languages: Sequence[str | None] = (),
     labels: Sequence[str | None] = (),
     sources: Sequence[str | None] = (),
@@ -278,7 +287,7 @@ def _profile_batch(
     bits = np.zeros(_FILTER_BITS, np.bool_)
     bits[places] = True
     unknown = 0 if known is None else int((~known[places].all(axis=1)).sum())
-    ids = np.fromiter(itertools.chain.from_iterable(tokens), np.uint64)
+    ids = np.concatenate([np.asarray(row, np.uint64) for row in tokens]) if len(tokens) else np.zeros(0, np.uint64)
     return Profile(
         texts=len(texts),
         characters=_lengths(characters),
@@ -301,7 +310,7 @@ def _profile_batch(
 
 def profile_texts(
     texts: Iterable[str],
-    tokens: Iterable[Sequence[int]] | None = None,
+    tokens: Iterable[Tokens] | None = None,
     languages: Iterable[str | None] | None = None,
     labels: Iterable[str | None] | None = None,
     sources: Iterable[str | None] | None = None,

@@ -4,12 +4,21 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from luthier.pipelines.data_processing.quality import LANGUAGES, Quality, Rules, assess, detect, judge
+from luthier.records import RECORD
+
+
+def assessed(records, parameters):
+    """Assess records that are Python's."""
+    kept, dropped = assess(pa.Table.from_pylist(records, RECORD), parameters)
+    return kept.to_pylist(), dropped.to_pylist()
+
 
 OFF = Rules(**dict.fromkeys(Rules.model_fields))
 SPANISH = "hola, donde esta mi pedido? lo necesito para el lunes"
@@ -90,7 +99,7 @@ def test_each_rule_alone(text, rules, reason):
 @settings(deadline=None, max_examples=100)
 def test_a_text_is_judged_alike_alone_and_among_others(texts):
     rules = Rules(min_characters=2, max_run=2, max_symbols=0.2, min_letters=0.5)
-    kept, dropped = assess([record(("user", text), key=str(n)) for n, text in enumerate(texts)], Quality(rules=rules))
+    kept, dropped = assessed([record(("user", text), key=str(n)) for n, text in enumerate(texts)], Quality(rules=rules))
     alone = {str(n): judge(text, rules) for n, text in enumerate(texts)}
     assert {row["key"]: row["reason"] for row in dropped} == {key: reason for key, reason in alone.items() if reason}
     assert [row["key"] for row in kept] == [key for key, reason in alone.items() if not reason]
@@ -115,7 +124,7 @@ def test_the_language_of_the_user_goes_to_meta_and_others_are_dropped():
         record(("assistant", SPANISH), key="no-user"),
         record(("system", SPANISH), ("assistant", ENGLISH), key="no-user-en"),
     ]
-    kept, dropped = assess(records, Quality(languages=["en", "de"]))
+    kept, dropped = assessed(records, Quality(languages=["en", "de"]))
     assert {row["key"]: json.loads(row["meta"])["language"] for row in kept} == {"en": "en", "short": None, "no-user-en": "en"}
     assert kept[0]["meta"] == '{"a":"ü","language":"en","z":1}'
     assert [(row["key"], row["id"], row["source"]) for row in dropped] == [(k, f"id-{k}", "support") for k in ("es", "no-user")]
@@ -123,15 +132,15 @@ def test_the_language_of_the_user_goes_to_meta_and_others_are_dropped():
 
 
 def test_a_language_that_the_source_gave_stays_and_nothing_but_meta_changes():
-    before = record(("user", ENGLISH), meta={"language": "en-GB"})
-    (after,), _ = assess([before], Quality())
+    whole = pa.Table.from_pylist([record(("user", ENGLISH), meta={"language": "en-GB"})], RECORD)
+    (before,), (after,) = whole.to_pylist(), assess(whole, Quality())[0].to_pylist()
     assert json.loads(after["meta"]) == {"language": "en-GB"}
     assert {**after, "meta": before["meta"]} == before
-    assert assess([after], Quality())[0] == [after]
+    assert assessed([after], Quality())[0] == [after]
 
 
 def test_a_doubtful_language_counts_as_unknown():
-    kept, dropped = assess([record(("user", ENGLISH))], Quality(languages=["de"], min_language_confidence=1.0))
+    kept, dropped = assessed([record(("user", ENGLISH))], Quality(languages=["de"], min_language_confidence=1.0))
     assert json.loads(kept[0]["meta"])["language"] is None
     assert not dropped
 
@@ -173,7 +182,7 @@ def test_a_profile_overrides_what_it_names_for_its_source_only():
     parameters = Quality(rules=Rules(min_characters=3, max_run=4), profiles={"chat": Rules(min_characters=None)})
     texts = ["ok", "aaaaa"]
     reasons = {
-        source: [row["reason"] for row in assess([record(("user", t), source=source) for t in texts], parameters)[1]]
+        source: [row["reason"] for row in assessed([record(("user", t), source=source) for t in texts], parameters)[1]]
         for source in ("chat", "mail")
     }
     assert [reason.split("(")[-1] for reason in reasons["chat"]] == ["max_run)"]
@@ -188,7 +197,7 @@ def test_an_unknown_language_is_told(code, hint):
 
 
 def test_nothing_gives_nothing():
-    assert assess([], Quality()) == ([], [])
+    assert assessed([], Quality()) == ([], [])
 
 
 @pytest.mark.parametrize("text", ["a" * 90_000, "`" * 90_000, "a1" * 45_000, "a.-" * 30_000, "退" * 90_000, "<EMAIL_" * 10_000])

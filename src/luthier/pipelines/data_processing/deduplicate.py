@@ -26,10 +26,10 @@ from rensa import RMinHash
 
 from luthier.artefacts import canonical_json, hash_of_file
 from luthier.executors import Executor, Task, key_of
-from luthier.pipelines.data_processing.messages import turns
+from luthier.pipelines.data_processing.messages import turns, user_texts
 from luthier.pipelines.data_processing.parameters import Deduplicate
 from luthier.pipelines.data_processing.previous import PreviousSplits
-from luthier.records import DUPLICATE, user_text
+from luthier.records import DUPLICATE
 from luthier.shards import Shards, write_table
 
 GRAM = 5
@@ -115,10 +115,10 @@ def content_hash(messages: Any, rejected: Any = None) -> str:
 def sign_shard(out: Path, file: Path, permutations: int, bands: int) -> None:
     """Write, for each record of a shard: its content hash (2 x 64 bits), its band hashes, and a byte of each minimum."""
     table = pq.read_table(file, columns=["messages", "rejected"])
-    messages = turns(table, "messages")
-    hashes = [content_hash(said, other) for said, other in zip(messages, turns(table, "rejected"), strict=True)]
+    both = zip(turns(table, "messages"), turns(table, "rejected"), strict=True)
+    hashes = [content_hash(said, other) for said, other in both]
     np.save(out / "content.npy", np.array([[int(h[:16], 16), int(h[16:], 16)] for h in hashes], np.uint64).reshape(-1, 2))
-    signed = signatures([user_text(said) for said in messages], permutations)
+    signed = signatures(user_texts(table), permutations)
     np.save(out / "bands.npy", band_hashes(signed, bands))
     np.save(out / "bytes.npy", signed.astype(np.uint8))
 
@@ -176,7 +176,7 @@ def _look_alike(pairs: Numbers, folders: list[Path], least: float) -> Numbers:
 def shingle_shard(out: Path, file: Path, rows: list[int]) -> None:
     """Write the shingle sets of some records of a shard: sorted 64-bit hashes, one after the other, and their ends."""
     table = pq.read_table(file, columns=["messages"]).take(pa.array(rows, pa.int64()))
-    hashes, offsets = shingle_hashes([user_text(said) for said in turns(table, "messages")])
+    hashes, offsets = shingle_hashes(user_texts(table))
     sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
     np.save(out / "sets.npy", np.concatenate(sets))
     np.save(out / "ends.npy", np.cumsum([len(one) for one in sets]))

@@ -7,15 +7,18 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from luthier.errors import UserError
 from luthier.executors import Executor, Task
 from luthier.pipelines.data_processing import croissant
 from luthier.pipelines.data_processing.data_card import data_card
-from luthier.pipelines.data_processing.messages import turns
+from luthier.pipelines.data_processing.messages import user_texts
 from luthier.pipelines.data_processing.previous import SPLITS
-from luthier.records import user_text
 from luthier.shards import Shards
 from luthier.text.profile import Lengths, Profile, Vocabulary, merge, profile_texts
 
@@ -23,27 +26,24 @@ from luthier.text.profile import Lengths, Profile, Vocabulary, merge, profile_te
 def profile_shard(out: Path, file: Path, examples: Path, train: bool, vocabulary: Vocabulary | None) -> None:
     """Write the profile of the training records of a shard, or of its held-out ones."""
     table = pq.read_table(file, columns=["id", "messages", "label", "meta", "source", "split"])
-    tokens = pq.read_table(examples, columns=["id", "input_ids"])
-    ids = dict(zip(tokens.column("id").to_pylist(), tokens.column("input_ids").to_pylist(), strict=True))
-    rows = [
-        (identity, user_text(said), json.loads(meta).get("language"), label, source)
-        for identity, said, label, meta, source, split in zip(
-            table.column("id").to_pylist(),
-            turns(table, "messages"),
-            *(table.column(name).to_pylist() for name in ("label", "meta", "source", "split")),
-            strict=True,
-        )
-        if (split == "train") == train
-    ]
+    table = table.filter((pc.equal if train else pc.not_equal)(table.column("split"), "train"))
     profile = profile_texts(
-        [text for _, text, *_ in rows],
-        tokens=[ids.get(identity, []) for identity, *_ in rows],
-        languages=[language for _, _, language, _, _ in rows],
-        labels=[label for _, _, _, label, _ in rows],
-        sources=[source for *_, source in rows],
+        user_texts(table),
+        tokens=_tokens_of(table.column("id"), pq.read_table(examples, columns=["id", "input_ids"])),
+        languages=[json.loads(meta).get("language") for meta in table.column("meta").to_pylist()],
+        labels=table.column("label").to_pylist(),
+        sources=table.column("source").to_pylist(),
         vocabulary=vocabulary,
     )
     (out / "profile.json").write_text(profile.to_json(), encoding="utf-8")
+
+
+def _tokens_of(ids: pa.ChunkedArray, examples: pa.Table) -> list[NDArray[np.int32]]:
+    """Return the tokens of each record; none of a record that became no example."""
+    lists = examples.column("input_ids").combine_chunks()
+    ends, tokens = np.asarray(lists.offsets), np.asarray(lists.values)
+    places = pc.index_in(ids, examples.column("id")).to_pylist()
+    return [tokens[:0] if place is None else tokens[ends[place] : ends[place + 1]] for place in places]
 
 
 def profile_data(records: Shards, examples: Shards, executor: Executor) -> tuple[Profile, Profile]:

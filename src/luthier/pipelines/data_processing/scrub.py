@@ -11,7 +11,7 @@ from luthier.pipelines.data_processing.messages import replace_messages, replace
 from luthier.records import CHANGED
 from luthier.shards import write_table
 from luthier.text.pii import PLACEHOLDER, might_hold
-from luthier.text.prepare import PromptSettings, scrub_message, scrub_text
+from luthier.text.prepare import PromptSettings, scrub_messages, scrub_text
 
 AROUND = 60
 
@@ -27,17 +27,20 @@ def scrub_shard(out: Path, file: Path, settings: PromptSettings, key: str) -> No
     rows |= np.asarray(might_hold(whole.column("meta").combine_chunks()))
     table = whole.filter(pa.array(rows))
     changed: list[dict[str, Any]] = []
-    names = zip(table.column("key").to_pylist(), table.column("id").to_pylist(), strict=True)
-    new: dict[str, list[Any]] = {"messages": [], "rejected": []}
-    for (record, identity), messages, rejected in zip(names, turns(table, "messages"), turns(table, "rejected"), strict=True):
-        for column, found in (("messages", messages), ("rejected", rejected)):
-            scrubbed = []
-            for message in found or []:
-                safe, values = scrub_message(message, settings, key)
-                scrubbed.append(safe)
-                if values:
-                    changed.append(_change(record, identity, message["role"], list(values), safe["content"]))
-            new[column].append(None if found is None else scrubbed)
+    names = list(zip(table.column("key").to_pylist(), table.column("id").to_pylist(), strict=True))
+    new = {column: turns(table, column) for column in ("messages", "rejected")}
+    # turn by turn in the order of the records: each is put back where it came from
+    places = [
+        (row, column, number)
+        for row in range(len(table))
+        for column, conversations in new.items()
+        for number in range(len(conversations[row] or []))
+    ]
+    scrubbed = scrub_messages([new[column][row][number] for row, column, number in places], settings, key)
+    for (row, column, number), (safe, values) in zip(places, scrubbed, strict=True):
+        if values:
+            new[column][row][number] = safe
+            changed.append(_change(*names[row], safe["role"], list(values), safe["content"]))
     if changed:
         table = replace_messages(table, new)
     meta = [scrub_text(text, settings.scrub, key)[0] for text in table.column("meta").to_pylist()]

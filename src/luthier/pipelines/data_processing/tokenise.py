@@ -1,5 +1,6 @@
 """Turn conversations into tokens with a mask over what is to be learnt; count what does not fit; pack what does."""
 
+import pickle
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,7 +22,6 @@ from luthier.shards import Shards, write_table
 from luthier.text.chat import Encoded, check_template, encode_all
 from luthier.text.prepare import Message
 
-_tokenizer = lru_cache(maxsize=2)(load_tokenizer)
 AT_ONCE = 1024
 
 
@@ -31,7 +31,7 @@ def _fitting(tokenizer: Any, messages: list[Message], encoded: Encoded, paramete
     if len(encoded.input_ids) <= limit:
         return encoded
     if parameters.too_long == "cut_end":
-        return Encoded(encoded.input_ids[:limit], encoded.supervised[:limit])
+        return encoded.cut(limit)
     if parameters.too_long == "drop_oldest_turns":
         system = [turn for turn in messages if turn["role"] == "system"]
         rest = [turn for turn in messages if turn["role"] != "system"]
@@ -43,9 +43,14 @@ def _fitting(tokenizer: Any, messages: list[Message], encoded: Encoded, paramete
     return None
 
 
-def tokenise_shard(out: Path, file: Path, base: Base, parameters: Tokenise) -> None:
+@lru_cache(maxsize=2)
+def _unpacked(packed: bytes) -> Any:
+    return pickle.loads(packed)  # noqa: S301  packed by the process that sent it here
+
+
+def tokenise_shard(out: Path, file: Path, packed_tokenizer: bytes, parameters: Tokenise) -> None:
     """Write `examples` (schema `records.EXAMPLE`) and `dropped` (`records.DROPPED`): too long, or nothing to learn."""
-    tokenizer = _tokenizer(base)
+    tokenizer = _unpacked(packed_tokenizer)
     kept: list[tuple[str, str, float]] = []
     tokens: list[NDArray[np.int32]] = []
     masks: list[NDArray[np.bool_]] = []
@@ -62,12 +67,12 @@ def tokenise_shard(out: Path, file: Path, base: Base, parameters: Tokenise) -> N
                 encoded = _fitting(tokenizer, messages, whole, parameters)
                 if encoded is None:
                     reason = f"longer than {parameters.max_tokens} tokens"
-                elif not (mask := np.array(encoded.supervised, bool)).any():
+                elif not encoded.answers:
                     reason = "no token of an answer to learn"
                 else:
                     kept.append((identity, split, weight))
                     tokens.append(np.array(encoded.input_ids, np.int32))
-                    masks.append(mask)
+                    masks.append(encoded.mask())
                     continue
                 dropped.append({"key": key, "id": identity, "source": source, "reason": reason})
     ids, splits, weights = zip(*kept, strict=True) if kept else ((), (), ())
@@ -146,9 +151,13 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
     Raises:
         UserError: if the tokenizer has no chat template, or no example is left to train or to test on.
     """
-    check_template(_tokenizer(base))
+    tokenizer = load_tokenizer(base)
+    check_template(tokenizer)
+    decides = {"base": base.identity, "parameters": parameters.model_dump()}
+    # the tokenizer itself travels: to load one takes a worker seconds, most of them for the models' code around it
+    shared = {"packed_tokenizer": pickle.dumps(tokenizer), "parameters": parameters}
     tasks = [
-        Task({"input": sha256, "base": base.identity, "parameters": parameters.model_dump()}, _arguments(file, base, parameters))
+        Task(decides | {"input": sha256}, shared | {"file": file})
         for file, sha256 in zip(records.files, records.hashes, strict=True)
     ]
     parts = executor.map("tokenise_records", tokenise_shard, tasks)
@@ -160,7 +169,3 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
     for name in sorted({"train", "test"} - splits):
         raise UserError(f"No {name} example has at most {parameters.max_tokens} tokens (data_processing.tokenise.max_tokens).")
     return examples, dropped, packed
-
-
-def _arguments(file: Path, base: Base, parameters: Tokenise) -> dict[str, Any]:
-    return {"file": file, "base": base, "parameters": parameters}

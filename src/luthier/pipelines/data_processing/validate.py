@@ -15,8 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 
 from luthier.artefacts import canonical_json
 from luthier.configuration import DataParameters
@@ -38,6 +36,9 @@ def load_answer_schema(path: str) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, not JSON, or not a JSON Schema.
     """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
     try:
         schema: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         Draft202012Validator.check_schema(schema)
@@ -84,7 +85,11 @@ class Contract:
         self.weights = {name: source.weight for name, source in data.all_sources().items()}
         # a label is a help, not a condition: rows without its columns are no bad rows
         self.label_columns = columns_of_template(data.label) if data.label else frozenset()
-        self.validator = Draft202012Validator(schema) if schema else None
+        self.validator = None
+        if schema:
+            from jsonschema import Draft202012Validator
+
+            self.validator = Draft202012Validator(schema)
 
     def record(self, source: str, text: str) -> dict[str, Any]:
         """Return the record of a row.
