@@ -14,7 +14,7 @@ Texts stay in their shards. What is held for all records at once is a few number
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,12 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def shingle_hashes(texts: Sequence[str]) -> tuple[Hashes, Numbers]:
+def shingle_hashes(folded: Sequence[str]) -> tuple[Hashes, Numbers]:
     """Hash the character 5-grams of folded texts, all at once; a shorter text is its own gram.
 
     Returns:
         64-bit hashes, repeats included, and where those of each text begin, with the end of the last one (length n + 1).
     """
-    folded = [fold(text) for text in texts]
     lengths = np.fromiter((len(text) for text in folded), np.int64, len(folded))
     # zeros after each text, so that no gram goes from one into the next, and a short one has something to stand on
     room = "\0" * GRAM
@@ -82,13 +81,14 @@ def mix(values: Hashes) -> Hashes:
     return values
 
 
-def signatures(texts: Sequence[str], permutations: int) -> NDArray[np.uint32]:
-    """Return the MinHash signature of each text: shape (texts, permutations)."""
-    if not texts:
+def signatures(folded: Sequence[str], permutations: int) -> NDArray[np.uint32]:
+    """Return the MinHash signature of each folded text: shape (texts, permutations)."""
+    if not folded:
         return np.zeros((0, permutations), np.uint32)
-    hashes, offsets = shingle_hashes(texts)
+    hashes, offsets = shingle_hashes(folded)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), permutations, 42)
-    return np.array(matrix.to_rows(), np.uint32)
+    rows = chain.from_iterable(matrix.to_rows())
+    return np.fromiter(rows, np.uint32, len(folded) * permutations).reshape(len(folded), permutations)
 
 
 def band_hashes(signed: NDArray[np.uint32], bands: int) -> Hashes:
@@ -108,17 +108,31 @@ def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
 
 def content_hash(messages: Any, rejected: Any = None) -> str:
     """Return the hash of a conversation that ignores letter case and white space, but no digit and no word."""
-    said = [[[m["role"], fold(m["content"]), m.get("tool_calls") or ""] for m in part or []] for part in (messages, rejected)]
-    return key_of(canonical_json(said))
+    return _hash_of(_folded(messages), _folded(rejected))
+
+
+def _folded(messages: Any) -> list[tuple[str, str, str]]:
+    """Return role, folded text and tool calls of each turn."""
+    return [(turn["role"], fold(turn["content"]), turn.get("tool_calls") or "") for turn in messages or []]
+
+
+def _hash_of(said: list[tuple[str, str, str]], rejected: list[tuple[str, str, str]]) -> str:
+    return key_of(canonical_json([said, rejected]))
+
+
+def _folded_user_text(said: list[tuple[str, str, str]]) -> str:
+    """Return what `fold` makes of `user_text`."""
+    turns_of_user = [text for role, text, _ in said if role == "user"]
+    return " ".join(text for text in turns_of_user or [text for _, text, _ in said] if text)
 
 
 def sign_shard(out: Path, file: Path, permutations: int, bands: int) -> None:
     """Write, for each record of a shard: its content hash (2 x 64 bits), its band hashes, and a byte of each minimum."""
     table = pq.read_table(file, columns=["messages", "rejected"])
-    both = zip(turns(table, "messages"), turns(table, "rejected"), strict=True)
-    hashes = [content_hash(said, other) for said, other in both]
+    said = [_folded(messages) for messages in turns(table, "messages")]
+    hashes = [_hash_of(own, _folded(other)) for own, other in zip(said, turns(table, "rejected"), strict=True)]
     np.save(out / "content.npy", np.array([[int(h[:16], 16), int(h[16:], 16)] for h in hashes], np.uint64).reshape(-1, 2))
-    signed = signatures(user_texts(table), permutations)
+    signed = signatures([_folded_user_text(own) for own in said], permutations)
     np.save(out / "bands.npy", band_hashes(signed, bands))
     np.save(out / "bytes.npy", signed.astype(np.uint8))
 
@@ -176,7 +190,7 @@ def _look_alike(pairs: Numbers, folders: list[Path], least: float) -> Numbers:
 def shingle_shard(out: Path, file: Path, rows: list[int]) -> None:
     """Write the shingle sets of some records of a shard: sorted 64-bit hashes, one after the other, and their ends."""
     table = pq.read_table(file, columns=["messages"]).take(pa.array(rows, pa.int64()))
-    hashes, offsets = shingle_hashes(user_texts(table))
+    hashes, offsets = shingle_hashes([fold(text) for text in user_texts(table)])
     sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
     np.save(out / "sets.npy", np.concatenate(sets))
     np.save(out / "ends.npy", np.cumsum([len(one) for one in sets]))
