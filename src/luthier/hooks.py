@@ -156,5 +156,8 @@ class SummaryHooks:
 
             dataset = catalog.get("evaluation_report")
             version = dataset.resolve_load_version()
-            report = Path(dataset._filepath) / version / Path(dataset._filepath).name
+            report = dataset._filepath / version / dataset._filepath.name
+            protocol = getattr(dataset, "_protocol", "file")
+            if protocol != "file":
+                report = f"{protocol}://{report}"
             print_summary(catalog.load("evaluation"), f"the report   {report}")

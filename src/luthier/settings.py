@@ -19,6 +19,11 @@ def _project(path: str = "") -> str:
     return str(_root() / path)
 
 
+def _data(name: str) -> str:
+    """Resolve `${data:LUTHIER_DATA}`: what that variable says, or the project's folder `data`."""
+    return (os.environ.get(name) or _project("data")).rstrip("/")
+
+
 def _tracking_uri() -> str:
     """Resolve `${tracking_uri:}`: MLFLOW_TRACKING_URI, or SQLite in the project."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
@@ -31,5 +36,5 @@ CONFIG_LOADER_ARGS = {
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "mlflow": "soft", "globals": "soft"},
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
-    "custom_resolvers": {"project": _project, "tracking_uri": _tracking_uri},
+    "custom_resolvers": {"data": _data, "project": _project, "tracking_uri": _tracking_uri},
 }

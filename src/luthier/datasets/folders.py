@@ -1,13 +1,15 @@
 """Versioned folders as Kedro datasets, thin over `artefacts`: a version counts only with its manifest."""
 
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 from kedro.io import AbstractVersionedDataset, DatasetError, Version
 
-from luthier.artefacts import copy_tree, is_complete, read_manifest, staged
+from luthier.artefacts import MANIFEST, copy_tree, is_complete, read_manifest, staged
 from luthier.models import ModelDirectory
+from luthier.remote import fetch, open_storage, upload
 from luthier.shards import Shards, write_shards
 
 Saved = TypeVar("Saved")
@@ -17,28 +19,55 @@ Loaded = TypeVar("Loaded")
 class FolderDataset(AbstractVersionedDataset[Saved, Loaded], Generic[Saved, Loaded]):
     """A folder `FILEPATH/VERSION/NAME` with a manifest; an interrupted save is never the latest version."""
 
-    def __init__(self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        filepath: str,
+        version: Version | None = None,
+        credentials: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         """Describe the folder.
 
         Args:
-            filepath: the folder, local.
+            filepath: the folder, local or a URI such as `s3://bucket/folder`; of the latter a copy is kept here.
             version: set by Kedro for `versioned: true`.
+            credentials: of the storage, for fsspec.
             metadata: free facts, such as kedro-viz's layer.
         """
-        super().__init__(PurePosixPath(filepath), version, exists_function=is_complete)
+        self._storage: Any = None
+        path = filepath
+        if "://" in filepath:
+            self._storage, path = open_storage(filepath, **(credentials or {}))
+        self._protocol = filepath.partition("://")[0] if self._storage else "file"
+        glob = {"glob_function": self._storage.glob} if self._storage else {}
+        super().__init__(PurePosixPath(path), version, exists_function=self._is_complete, **glob)
         self.metadata = metadata
+
+    def _is_complete(self, path: str) -> bool:
+        return bool(self._storage.exists(f"{path}/{MANIFEST}")) if self._storage else is_complete(path)
 
     def _exists(self) -> bool:
         try:
-            return is_complete(str(self._get_load_path()))
+            return self._is_complete(str(self._get_load_path()))
         except DatasetError:
             return False
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "version": self._version}
+        return {"filepath": str(self._filepath), "protocol": self._protocol, "version": self._version}
+
+    def _store(self, folder: Path) -> None:
+        """Make a finished folder the new version."""
+        path = self._get_save_path()
+        if self._storage:
+            upload(folder, self._storage, str(path))
+        else:
+            _copy(folder, Path(path))
 
     def _finished_folder(self) -> Path:
-        folder = Path(self._get_load_path())
+        path = self._get_load_path()
+        if self._storage:
+            return fetch(self._storage, str(path))
+        folder = Path(path)
         if not is_complete(folder):
             raise DatasetError(f"{folder} is not there or was not finished.")
         return folder
@@ -53,11 +82,13 @@ class ShardsDataset(FolderDataset[pa.Table | Shards, Shards]):
 
     def save(self, data: pa.Table | Shards) -> None:
         """Write a new version."""
-        folder = Path(self._get_save_path())
         if isinstance(data, Shards):
-            _copy(data.folder, folder)
+            self._store(data.folder)
+        elif self._storage:
+            with TemporaryDirectory() as place:
+                self._store(write_shards(data, Path(place, "table")).folder)
         else:
-            write_shards(data, folder)
+            write_shards(data, Path(self._get_save_path()))
 
     def preview(self) -> Any:
         """Return the first rows for kedro-viz."""
@@ -77,7 +108,7 @@ class ModelDirectoryDataset(FolderDataset[ModelDirectory, ModelDirectory]):
 
     def save(self, data: ModelDirectory) -> None:
         """Store the folder as a new version."""
-        _copy(data.folder, Path(self._get_save_path()))
+        self._store(data.folder)
 
 
 def _copy(source: Path, target: Path) -> None:

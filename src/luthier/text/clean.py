@@ -162,7 +162,7 @@ def need_cleaning(texts: Any) -> Any:
     """Tell which texts of an Arrow array `clean` might change: a hundred times faster than to ask each of them.
 
     Returns:
-        an Arrow array of booleans; false only where `clean` returns the text as it is.
+        an Arrow array of booleans; false only where `clean` returns the text as it is, and every string in it if it is JSON.
     """
     import pyarrow.compute as pc
 
@@ -182,7 +182,9 @@ def _what_needs_cleaning() -> str:
     # a text is in NFC if nothing in it composes with what stands before, and each character is its own NFC
     # (Unicode Standard Annex 15, section 9); Arrow's own utf8_normalize is no help: its NFC takes letters apart
     single = "".join(chr(code) for code in range(sys.maxunicode) if not unicodedata.is_normalized("NFC", chr(code)))
-    return f"(?s){untidy}|{bad}|\\p{{M}}|[\u1161-\u1175\u11a8-\u11c2{single}]"
+    # in JSON what needs cleaning may be escaped, or begin or end a string
+    json = r"\A[\[{].*(?:\\| \"|\" )"
+    return f"(?s){json}|{untidy}|{bad}|\\p{{M}}|[\u1161-\u1175\u11a8-\u11c2{single}]"
 
 
 def _without_layout(pattern: str) -> str:

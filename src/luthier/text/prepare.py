@@ -208,8 +208,34 @@ def clean_message(message: Message, settings: PromptSettings) -> tuple[Message, 
     """Clean one turn; the configured system prompt is the user's own and stays. Returns also what was changed."""
     if message["role"] == "system" and message["content"] == settings.system:
         return message, []
-    content, changes = clean_with_changes(message["content"])
+    content, changes = _clean_json(message["content"]) if message["role"] == "assistant" else (None, [])
+    if content is None:
+        content, changes = clean_with_changes(message["content"])
     return ({**message, "content": content}, changes) if changes else (message, [])
+
+
+def _clean_json(text: str) -> tuple[str | None, list[str]]:
+    """Clean the strings of a JSON answer, so that it stays JSON and says the same; None if it is none."""
+    if text[:1] not in ("{", "["):
+        return None, []
+    try:
+        value = strict_json(text)
+    except ValueError:
+        return None, []
+    changes = [] if text == text.strip() else ["white space"]
+    tidy = list(changes)
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, str):
+            better, what = clean_with_changes(value)
+            changes.extend(name for name in what if name not in changes)
+            return better
+        if isinstance(value, list):
+            return [cleaned(item) for item in value]
+        return {name: cleaned(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    better = cleaned(value)
+    return (text.strip() if changes == tidy else compact_json(better)), changes
 
 
 def scrub_message(message: Message, settings: PromptSettings, key: str) -> tuple[Message, dict[str, str]]:

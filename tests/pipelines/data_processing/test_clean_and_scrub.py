@@ -2,12 +2,16 @@
 
 import json
 
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tables import record, records, serial
 
 from luthier.executors import Task
 from luthier.pipelines.data_processing.clean import clean_shard
 from luthier.pipelines.data_processing.scrub import scrub_shard
-from luthier.text.prepare import PromptSettings, ScrubSettings
+from luthier.text.clean import clean, need_cleaning
+from luthier.text.prepare import PromptSettings, ScrubSettings, clean_message
 
 SETTINGS = PromptSettings(system="Be  kind.", scrub=ScrubSettings(extraction_fields=("mail",), keep=(r"help@shop\.example",)))
 
@@ -24,6 +28,31 @@ def _read(file):
     import pyarrow.parquet as pq
 
     return pq.read_table(file).to_pylist()
+
+
+STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["caf\u00c3\u00a9", " x", "<b>y</b>", 'a"b', "\n"]
+)
+VALUES = st.recursive(
+    STRINGS | st.integers() | st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3)
+)
+
+
+@given(VALUES.filter(lambda value: isinstance(value, dict | list)), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_the_strings_of_a_json_answer_are_cleaned_and_it_stays_json(value, compact):
+    def cleaned(value):
+        if isinstance(value, str):
+            return clean(value)
+        if isinstance(value, list):
+            return [cleaned(item) for item in value]
+        return {name: cleaned(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+    answer = json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None)
+    message, changes = clean_message({"role": "assistant", "content": answer}, SETTINGS)
+    assert json.loads(message["content"]) == cleaned(value)
+    assert clean_message(message, SETTINGS) == (message, [])
+    assert not changes or need_cleaning(pa.array([answer])).to_pylist() == [True]
 
 
 def test_turns_are_cleaned_and_each_change_is_told():
