@@ -66,6 +66,7 @@ class LineageHooks:
         """Start with nothing recorded."""
         self._recorded: set[str] = set()
         self._root = Path()
+        self._catalog: DataCatalog | None = None
         self._monitor: Any = None
 
     @hook_impl
@@ -79,9 +80,9 @@ class LineageHooks:
         import mlflow
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        from luthier.lineage import commit, environment, flatten, local_changes
+        from luthier.lineage import RUN_FACTS, commit, environment, flatten, local_changes, run_facts
 
-        self._recorded = set()
+        self._recorded, self._catalog = set(), catalog
         if not mlflow.active_run():
             return
         changes = local_changes(self._root)
@@ -89,6 +90,7 @@ class LineageHooks:
             {
                 "luthier.git_commit": commit(self._root),
                 "luthier.git_dirty": str(bool(changes)),
+                "luthier.session": str(run_params["run_id"]),  # the version of every data set that this run makes
                 **environment(run_params),
             }
         )
@@ -100,7 +102,7 @@ class LineageHooks:
         # not enable_system_metrics_logging: kedro-mlflow opens the run anew for each node, with a new monitor each time
         self._monitor = SystemMetricsMonitor(mlflow.active_run().info.run_id, sampling_interval=5)
         self._monitor.start()
-        mlflow.log_dict({key: str(value) for key, value in flat.items()}, "lineage/parameters.json")
+        mlflow.log_dict(run_facts(run_params, values.get("parameters", {})), RUN_FACTS)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self) -> None:
@@ -119,30 +121,40 @@ class LineageHooks:
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
-        """Log a data set that a node read as an input of the MLflow run, with its digest."""
-        self._log_input(dataset_name, data, "input")
+        """Log a data set that a node read as an input of the MLflow run, with its version and digest."""
+        import mlflow
+
+        from luthier.lineage import FolderInput, named_version
+
+        if dataset_name in self._recorded or not mlflow.active_run() or not (version := self._version_of(dataset_name)):
+            return
+        self._recorded.add(dataset_name)
+        mlflow.set_tag(f"luthier.data.{dataset_name}", named_version(version, data))
+        if hasattr(data, "folder"):
+            mlflow.log_input(FolderInput(dataset_name, data.folder, data.sha256), context="input")
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
-        """Log figures and plots; data sets are logged when they are read."""
+        """Log what the run made: plots as they are, data sets by version and digest, source files by name."""
         import mlflow
+
+        from luthier.lineage import SOURCES, named_version
 
         if not mlflow.active_run():
             return
         if hasattr(data, "savefig"):
             mlflow.log_figure(data, f"plots/{dataset_name}.png")
+        elif version := self._version_of(dataset_name):
+            mlflow.set_tag(f"luthier.made.{dataset_name}", named_version(version, data))
+        if dataset_name == "sources":
+            mlflow.log_dict(data, SOURCES)
 
-    def _log_input(self, name: str, data: Any, context: str) -> None:
-        import mlflow
-
-        folder = getattr(data, "folder", None)
-        if folder is None or name in self._recorded or not mlflow.active_run():
-            return
-        from luthier.lineage import FolderInput
-
-        self._recorded.add(name)
-        mlflow.log_input(FolderInput(name, folder, data.sha256), context=context)
-        mlflow.set_tag(f"luthier.data.{name}", f"{folder.parent.name} sha256:{data.sha256}")
+    def _version_of(self, name: str) -> str | None:
+        """Return the version of a data set that this run reads or writes; None if it has none."""
+        dataset: Any = self._catalog.get(name) if self._catalog is not None and name in self._catalog else None
+        if getattr(dataset, "_version", None) is None:
+            return None
+        return str(dataset.resolve_load_version())
 
 
 class SummaryHooks:

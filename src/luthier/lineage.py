@@ -9,7 +9,14 @@ from typing import Any
 from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source import DatasetSource
 
+from luthier.artefacts import hash_of
+
 UNKNOWN = "unknown"
+RUN_FACTS = "lineage/run.json"
+"""Artefact of a run: what to run again, with which parameters."""
+SOURCES = "lineage/sources.json"
+"""Artefact of a run that read source files: their names, hashes and rows."""
+_SELECTION = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs", "load_versions", "namespaces")
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -44,6 +51,32 @@ def environment(run_params: Mapping[str, Any]) -> dict[str, str]:
         "luthier.python": platform.python_version(),
         "luthier.system": platform.platform(),
     }
+
+
+def run_facts(run_params: Mapping[str, Any], parameters: Any) -> dict[str, Any]:
+    """Return, as JSON, the pipelines and nodes that were run, and all their parameters, resolved."""
+    selected = {name: run_params[name] for name in _SELECTION if run_params.get(name)}
+    return {
+        "pipelines": list(run_params.get("pipeline_names") or []),
+        "env": run_params.get("env"),
+        "selected": _plain(selected),
+        "parameters": _plain(parameters),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple | set) else value
+
+
+def named_version(version: str, data: Any) -> str:
+    """Return `VERSION sha256:HASH` of a folder or of JSON; of anything else the version alone."""
+    if hasattr(data, "folder"):
+        return f"{version} sha256:{data.sha256}"
+    return f"{version} sha256:{hash_of(data)}" if isinstance(data, dict | list) else version
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -175,7 +175,8 @@ def load_tokenizer(base: Base) -> Any:
     """Load the tokenizer of a base model."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    # said, or it is taken from the environment (HF_HUB_OFFLINE) and written into what is saved
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
