@@ -224,4 +224,8 @@ def load_tuned(base: Base, tuned: ModelDirectory, dtype: Any) -> Any:
     import torch
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_model(base, torch.float32), tuned.folder).merge_and_unload().to(dtype)
+    model = PeftModel.from_pretrained(load_model(base, torch.float32), tuned.folder).merge_and_unload()
+    # the parameters alone: rotary frequencies are none, and rounded ones turn distant tokens the wrong way
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

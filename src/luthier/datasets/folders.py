@@ -111,6 +111,18 @@ class ModelDirectoryDataset(FolderDataset[ModelDirectory, ModelDirectory]):
         self._store(data.folder)
 
 
+class PackageDataset(ModelDirectoryDataset):
+    """A package; saving moves it where it can, for a file with a second name (a hard link) is no file of a package."""
+
+    def _store(self, folder: Path) -> None:
+        if self._storage:
+            super()._store(folder)
+            return
+        target = Path(self._get_save_path())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+
+
 def _copy(source: Path, target: Path) -> None:
     """Make a finished folder anew under another name, with the facts of its manifest."""
     facts = {key: value for key, value in read_manifest(source).items() if key not in ("files", "sha256")}

@@ -1,0 +1,1 @@
+"""Package a model with all that belongs to it, check it, export it."""
