@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.pipelines.data_processing import pipeline as data_processing
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
+from luthier.pipelines.deployment.parameters import DeploymentParameters
 from luthier.pipelines.evaluation import pipeline as evaluation
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.training import pipeline as training
@@ -18,6 +19,7 @@ PARAMETERS: dict[str, type[BaseModel]] = {
     "data_processing": DataProcessingParameters,
     "training": TrainingParameters,
     "evaluation": EvaluationParameters,
+    "deployment": DeploymentParameters,
 }
 
 

@@ -1,5 +1,6 @@
 """Versioned folders as Kedro datasets, thin over `artefacts`: a version counts only with its manifest."""
 
+import shutil
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -112,11 +113,12 @@ class ModelDirectoryDataset(FolderDataset[ModelDirectory, ModelDirectory]):
 
 
 class PackageDataset(ModelDirectoryDataset):
-    """A package; saving moves it where it can, for a file with a second name (a hard link) is no file of a package."""
+    """A package; saving moves it, for a file with a second name (a hard link) is no file of a package."""
 
     def _store(self, folder: Path) -> None:
         if self._storage:
             super()._store(folder)
+            shutil.rmtree(folder)  # and with it the second names of the copy's files
             return
         target = Path(self._get_save_path())
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""The steps of deployment, up to the registry."""
+"""The steps of deployment: what the model came from, its package, and its version in the registry."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,33 @@ from luthier.shards import Shards
 from luthier.text.prepare import PromptSettings
 
 logger = logging.getLogger(__name__)
+
+
+# What a person asks first; the rest is in evaluation.json.
+MAIN_FIGURES = ("field_accuracy", "exact_match", "validity", "nll_per_token")
+
+
+def trace_lineage(
+    tuned: ModelDirectory,
+    examples: Shards,
+    records: Shards,
+    described: Shards,
+    sources: list[dict[str, Any]],
+    model: ModelParameters,
+    folders: FolderParameters,
+) -> dict[str, Any]:
+    """Name all that the model came from: base, code, data sets and source files, each by its hash."""
+    from luthier.lineage import commit, local_changes
+
+    base, root = resolve_base(model, folders), Path(folders.root)
+    return {
+        "model": tuned.sha256,
+        "base": {"name": base.name, "identity": base.identity},
+        "commit": commit(root),
+        "local_changes": hash_of(changes.encode()) if (changes := local_changes(root)) else None,
+        "data": {"examples": examples.sha256, "split_records": records.sha256, "described_data": described.sha256},
+        "sources": [{name: source[name] for name in ("source", "file", "sha256", "rows")} for source in sources],
+    }
 
 
 def package_model(
@@ -85,3 +113,34 @@ def check_parity(
         figures["near_ties"],
     )
     return figures
+
+
+def register_model(
+    package: ModelDirectory,
+    parity: dict[str, Any],
+    gate: dict[str, Any],
+    lineage: dict[str, Any],
+    evaluation: dict[str, Any],
+    folders: FolderParameters,
+) -> dict[str, Any]:
+    """Make the package the candidate in the registry, with its gate's decision and its lineage as tags.
+
+    Raises:
+        UserError: if no MLflow run is active to keep the package.
+    """
+    import mlflow
+
+    from luthier.registry import Registry
+
+    run = mlflow.active_run()
+    if run is None:
+        raise UserError("There is no MLflow run to register the model under: run it through `kedro run`.")
+    # one experiment, one model: both carry the same name
+    name = mlflow.get_experiment(run.info.experiment_id).name
+    cache = Path(folders.work).parent / "registry"
+    registry = Registry(name, mlflow.get_tracking_uri(), os.environ.get("LUTHIER_LOG_URI"), cache, check=check_package)
+    measured = evaluation["models"]["tuned"]
+    figures = {metric: measured[metric]["value"] for metric in MAIN_FIGURES if metric in measured}
+    version = registry.register(package.folder, run.info.run_id, gate["decision"], figures, lineage["data"], lineage["commit"])
+    logger.info("Registered as version %d of %s, the candidate; parity %s.", version.number, name, parity["equal_texts"])
+    return {"model": name, "version": version.number, "manifest": version.manifest, "gate": version.gate}
