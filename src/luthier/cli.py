@@ -1,19 +1,25 @@
-"""The project's `kedro` commands: Kedro's own, with a user's mistake told in a sentence instead of a traceback."""
+"""The project's `kedro` commands: Kedro's own, and those that release a model. A mistake is told in a sentence, no traceback."""
 
-from typing import Any
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import CONTEXT_SETTINGS
+from kedro.framework.cli.utils import CONTEXT_SETTINGS, ENV_HELP
 
 from luthier.errors import UserError
 
+if TYPE_CHECKING:
+    from luthier.registry import Line, Registry, Version
 
-class Run(click.Command):
-    """`kedro run`, whose expected errors are messages."""
+
+class Command(click.Command):
+    """A command whose expected errors are messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the pipeline; exit 1 with a message for a mistake of the user's."""
+        """Run the command; exit 1 with a message for a mistake of the user's."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -25,5 +31,270 @@ def cli() -> None:
     """Commands of the project."""
 
 
-run = Run(name="run", callback=kedro_run.callback, params=kedro_run.params, help=kedro_run.help)
+run = Command(name="run", callback=kedro_run.callback, params=kedro_run.params, help=kedro_run.help)
 cli.add_command(run)
+
+env_option = click.option("--env", "-e", default=None, help=ENV_HELP)
+reason_option = click.option("--reason", metavar="TEXT", help="Why; the deployment log keeps it.")
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+@cli.command(cls=Command)
+@click.argument("version", required=False)
+@click.option("--force", is_flag=True, help="Promote although the gate did not pass it; needs --reason.")
+@reason_option
+@env_option
+def promote(version: str | None, force: bool, reason: str | None, env: str | None) -> None:
+    """Put VERSION (a number or an alias, by default the candidate) into production."""
+    _tell(_registry(env).promote(version, force, reason))
+
+
+@cli.command(cls=Command)
+@click.option("--to", metavar="VERSION", help="A version that was in production before; by default the previous one.")
+@reason_option
+@env_option
+def rollback(to: str | None, reason: str | None, env: str | None) -> None:
+    """Bring back the version that was in production before."""
+    _tell(_registry(env).rollback(to, reason))
+
+
+@cli.command(cls=Command)
+@click.option("--log", "show_log", is_flag=True, help="Show the deployment log, and check that nobody has changed it.")
+@json_option
+@env_option
+def models(show_log: bool, as_json: bool, env: str | None) -> None:
+    """List the versions of the model: what is in production, how good it is, what it was made from."""
+    from dataclasses import asdict
+
+    from luthier.registry import check_chain
+
+    registry = _registry(env)
+    registry.repair()
+    lines = registry.log.lines() if show_log else []
+    rows: list[Any] = lines if show_log else registry.versions()
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    elif rows:
+        _print(_log_table(lines) if show_log else _versions_table(rows))
+    else:
+        click.echo("Nothing was promoted yet." if show_log else f"No version of {registry.name} is registered yet: `kedro run`.")
+    check_chain(lines)
+
+
+@cli.command(cls=Command)
+@click.option("--markdown", is_flag=True, help="For a comment on a pull request.")
+@json_option
+@env_option
+@click.pass_context
+def gate(ctx: click.Context, markdown: bool, as_json: bool, env: str | None) -> None:
+    """Show what the gate said of the last evaluation; exit 0 for pass, 1 for fail, 3 for undecided."""
+    from luthier.pipelines.evaluation.gate import exit_code
+    from luthier.pipelines.evaluation.gate_report import render_markdown, render_table
+
+    data = str(_configuration(env)["globals"]["data"])
+    decision = _newest_json(f"{data}/08_reporting/gate_decision.json")
+    if as_json:
+        click.echo(json.dumps(decision, indent=2, ensure_ascii=False))
+    elif markdown:
+        click.echo(render_markdown(decision))
+    else:
+        _print(render_table(decision))
+    ctx.exit(exit_code(decision))
+
+
+@cli.command(cls=Command)
+@click.argument("which")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the chain as a page, too.")
+@json_option
+@env_option
+def lineage(which: str, page: Path | None, as_json: bool, env: str | None) -> None:
+    """Follow WHICH (a version, an alias, or a run) back to its source files and their hashes."""
+    from luthier.chain import as_html, as_tree, trace
+
+    registry = _registry(env)
+    run_id, title = _run_of(which, registry)
+    found = trace(run_id, registry.client)
+    if page is not None:
+        page.write_text(as_html(found, title), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print(as_tree(found, title))
+
+
+@cli.command(cls=Command)
+@click.argument("which")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Keep the second run there.")
+@env_option
+@click.pass_context
+def reproduce(ctx: click.Context, which: str, folder: Path | None, env: str | None) -> None:
+    """Do the run WHICH (or that of a version) again from its own data, in a folder of its own; exit 1 if bytes differ."""
+    from contextlib import nullcontext
+    from tempfile import TemporaryDirectory
+
+    from mlflow import MlflowClient
+
+    from luthier.chain import trace
+    from luthier.reproduce import compare, other_commit
+    from luthier.reproduce import reproduce as again
+
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: the second run needs a folder of its own.")
+    registry, root = _registry(env), _root()
+    before = trace(_run_of(which, registry)[0], registry.client)
+    if (today := other_commit(before, root)) is not None:
+        click.echo(f"The code is not that of the run: commit {today[:12]}, then {before.commit[:12]}.", err=True)
+    with nullcontext(str(folder)) if folder else TemporaryDirectory(prefix="luthier-reproduce-") as place:
+        there = Path(place).resolve()
+        there.mkdir(parents=True, exist_ok=True)
+        run_id = again(before, root, str(_configuration(env)["globals"]["data"]), there)
+        compared = compare(before, trace(run_id, MlflowClient(f"sqlite:///{there / 'mlflow.db'}")))
+    for found in compared:
+        click.echo(f"{'same     ' if found.same else 'DIFFERENT'}  {found.name}")
+    ctx.exit(0 if all(found.same for found in compared) else 1)
+
+
+@cli.command(cls=Command)
+@click.argument("version")
+@click.argument("folder", type=click.Path(exists=False, path_type=Path))
+@click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="By default that of the package.")
+@env_option
+def export(version: str, folder: Path, precision: str | None, env: str | None) -> None:
+    """Write VERSION as a plain folder that vLLM, Ollama and transformers load."""
+    from luthier.configuration import FolderParameters, ModelParameters
+    from luthier.models import resolve_base
+    from luthier.packages import facts_of
+    from luthier.pipelines.deployment.export import export as write
+
+    if folder.exists():
+        raise UserError(f"{folder} is there already: name another folder.")
+    registry, loader = _registry(env), _configuration(env)
+    package = registry.fetch(registry.resolve(version), Path(loader["globals"]["work"], "06_models", "registry"))
+    base = None
+    if facts_of(package)["kind"] == "adapter":
+        parameters = loader["parameters"]
+        base = resolve_base(ModelParameters(**parameters["model"]), FolderParameters(**parameters["folders"]))
+    write(package, folder.resolve(), precision, base)
+    click.echo(f"Version {version} is in {folder}.")
+
+
+def _run_of(which: str, registry: "Registry") -> tuple[str, str]:
+    """Return the run of a version, of an alias, or of its own id, and what to call it."""
+    if (which.isdecimal() and len(which) < 8) or which in ("candidate", "challenger", "champion", "previous"):
+        version = registry.resolve(which)
+        return version.run, f"Version {version.number} of {registry.name}"
+    return which, f"Run {which}"
+
+
+def _newest_json(path: str) -> Any:
+    """Return the newest version of a versioned JSON data set.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from luthier.remote import open_storage
+
+    storage, place = open_storage(path if "://" in path else f"file://{path}")
+    found = sorted(storage.glob(f"{place}/*/*.json"))
+    if not found:
+        raise UserError("Nothing was evaluated yet: `kedro run` first.")
+    return json.loads(storage.cat_file(found[-1]))
+
+
+def _root() -> Path:
+    from kedro.utils import find_kedro_project
+
+    root = find_kedro_project(Path.cwd())
+    if root is None:
+        raise UserError(f"There is no Kedro project in {Path.cwd()} or above it.")
+    return Path(root)
+
+
+def _configuration(env: str | None) -> Any:
+    """Return the configuration as `kedro run --env` reads it, without making Kedro's context, which takes seconds."""
+    from kedro.framework.project import settings
+
+    source = _root() / settings.CONF_SOURCE
+    if env is not None and not (source / env).is_dir():
+        raise UserError(f"There is no environment {env}: no folder {source / env}.")
+    return settings.CONFIG_LOADER_CLASS(conf_source=str(source), env=env, **settings.CONFIG_LOADER_ARGS)
+
+
+def _registry(env: str | None) -> "Registry":
+    """Open the registry that `kedro run --env` writes to, without making Kedro's context, which takes seconds."""
+    from luthier.packages import check_package
+    from luthier.quiet import quiet_trackers
+    from luthier.registry import Registry
+
+    loader = _configuration(env)
+    mlflow = loader["mlflow"]
+    server = mlflow.get("server") or {}
+    if server.get("credentials"):  # as kedro-mlflow does: the keys of the artefact store, for example
+        os.environ.update(loader["credentials"][server["credentials"]])
+    cache = Path(loader["globals"]["work"], "06_models", "registry")
+    quiet_trackers()
+    # one experiment, one model: both carry the same name
+    name = mlflow["tracking"]["experiment"]["name"]
+    log_uri = os.environ.get("LUTHIER_LOG_URI")
+    return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, check=check_package)
+
+
+def _tell(line: "Line") -> None:
+    before = f", in place of version {line.from_version}" if line.from_version else ""
+    forced = " The gate was overruled." if line.forced else ""
+    click.echo(f"Version {line.version} is the champion{before}: line {line.number} of the deployment log.{forced}")
+    click.echo(
+        f"Taken back by `kedro rollback`: version {line.previous} returns." if line.previous else "There is none before it."
+    )
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # a file or a pipe has no width: nothing is folded there
+    (console if console.is_terminal else Console(width=240)).print(table)
+
+
+def _versions_table(versions: "list[Version]") -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("version", "aliases", "gate", "figures", "data", "registered", "commit", "run"):
+        table.add_column(name, justify="right" if name == "version" else "left", overflow="fold")
+    colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
+    for version in versions:
+        table.add_row(
+            str(version.number),
+            Text(", ".join(version.aliases), style="bold" if "champion" in version.aliases else ""),
+            Text(version.gate, style=colours.get(version.gate, "")),
+            "\n".join(f"{name} {value:.4g}" for name, value in list(version.figures.items())[:4]),
+            "\n".join(f"{name} {sha256[:8]}" for name, sha256 in version.data.items()),
+            version.created.replace("T", " ").removesuffix("+00:00"),
+            version.commit[:8],
+            version.run[:8],
+        )
+    return table
+
+
+def _log_table(lines: "list[Line]") -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("line", "when (UTC)", "who", "what", "from", "to", "gate", "package", "reason"):
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(
+            str(line.number),
+            line.at.replace("T", " ")[:19],
+            Text(line.who),
+            f"{line.action}, forced" if line.forced else line.action,
+            str(line.from_version or ""),
+            str(line.version),
+            line.gate,
+            line.manifest[:8],
+            Text(line.reason),
+        )
+    return table

@@ -172,4 +172,8 @@ class SummaryHooks:
             protocol = getattr(dataset, "_protocol", "file")
             if protocol != "file":
                 report = f"{protocol}://{report}"
-            print_summary(catalog.load("evaluation"), f"the report   {report}")
+            made = pipeline.outputs() | pipeline.datasets()
+            gate, registered = (
+                catalog.load(name) if name in made and catalog.exists(name) else None for name in ("gate_decision", "registered")
+            )
+            print_summary(catalog.load("evaluation"), f"the report   {report}", gate, registered)

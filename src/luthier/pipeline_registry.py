@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.pipelines.data_processing import pipeline as data_processing
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
+from luthier.pipelines.deployment import pipeline as deployment
 from luthier.pipelines.deployment.parameters import DeploymentParameters
 from luthier.pipelines.evaluation import pipeline as evaluation
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
@@ -29,5 +30,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "data_processing": data_processing.create_pipeline(),
         "training": training.create_pipeline(),
         "evaluation": evaluation.create_pipeline(),
+        "deployment": deployment.create_pipeline(),
     }
     return {**rooms, "__default__": sum(rooms.values(), Pipeline([]))}

@@ -4,7 +4,10 @@
 def quiet_trackers() -> None:
     """Set MLflow and kedro-mlflow back to warnings: both set themselves to INFO when they are imported."""
     import logging
+    import os
 
+    # a bar for each file of a few bytes
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "kedro_mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

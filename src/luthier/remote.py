@@ -5,13 +5,14 @@ hash: it is fetched once, checked byte by byte, and good for ever.
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from luthier.artefacts import MANIFEST, copy_tree, hash_of, hash_of_file, is_complete, read_manifest, staged
+from luthier.artefacts import MANIFEST, hash_of, hash_of_file, is_complete, read_manifest, staged
 from luthier.errors import UserError
 
 
@@ -55,7 +56,9 @@ def upload(folder: Path, storage: Any, path: str) -> None:
         storage.put_file(str(folder / name), f"{path}/{name}")
     kept = _copy_of(manifest)
     if not is_complete(kept):
-        _stage(kept, manifest, lambda staging: copy_tree(folder, staging))
+        # bytes, not links: a package must not share its files with anything
+        without_manifest = shutil.ignore_patterns(MANIFEST)
+        _stage(kept, manifest, lambda staging: shutil.copytree(folder, staging, dirs_exist_ok=True, ignore=without_manifest))
 
 
 def fetch(storage: Any, path: str) -> Path:
@@ -83,7 +86,7 @@ def _copy_of(manifest: dict[str, Any]) -> Path:
     return cache_folder() / hash_of(manifest)
 
 
-def _stage(kept: Path, manifest: dict[str, Any], fill: Callable[[Path], None]) -> None:
+def _stage(kept: Path, manifest: dict[str, Any], fill: Callable[[Path], object]) -> None:
     facts = {name: value for name, value in manifest.items() if name not in ("files", "sha256")}
     with suppress(FileExistsError), staged(kept, **facts) as staging:  # another process may have been faster
         fill(staging)

@@ -6,8 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_summary(evaluation: dict[str, Any], report: str) -> None:
-    """Print a small table of the main figures, the place of the report, and the next commands."""
+def print_summary(
+    evaluation: dict[str, Any], report: str, gate: dict[str, Any] | None = None, registered: dict[str, Any] | None = None
+) -> None:
+    """Print a small table of the main figures, the gate's, the version in the registry, and the next commands."""
     console = Console(width=max(100, Console().width))
     table = Table(title=f"Held-out messages: {evaluation['examples']}", title_justify="left")
     table.add_column("share right, with 95 % interval")
@@ -30,6 +32,16 @@ def print_summary(evaluation: dict[str, Any], report: str) -> None:
     console.print(table)
     losses = [models[name]["nll_per_token"]["value"] for name in ("base", "tuned")]
     console.print(f"held-out loss per supervised token: base {losses[0]:.3f}, tuned {losses[1]:.3f} nats\n")
+    if gate:
+        from luthier.pipelines.evaluation.gate_report import render_table
+
+        console.print(render_table(gate))
+    if registered:
+        console.print(
+            f"Registered as version {registered['version']} of {registered['model']}, the candidate.  "
+            "[bold]kedro promote[/] puts it into production\n",
+            highlight=False,
+        )
     console.print(
         "Next:  [bold]make viz[/] the pipeline   [bold]make ui[/] the runs in MLflow   [bold]make lab[/] notebooks",
         highlight=False,

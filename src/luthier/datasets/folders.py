@@ -113,16 +113,14 @@ class ModelDirectoryDataset(FolderDataset[ModelDirectory, ModelDirectory]):
 
 
 class PackageDataset(ModelDirectoryDataset):
-    """A package; saving moves it, for a file with a second name (a hard link) is no file of a package."""
+    """A package; saving copies its bytes, for a file with a second name (a hard link) is no file of a package."""
 
     def _store(self, folder: Path) -> None:
         if self._storage:
             super()._store(folder)
-            shutil.rmtree(folder)  # and with it the second names of the copy's files
             return
-        target = Path(self._get_save_path())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
+        with staged(Path(self._get_save_path())) as staging:
+            shutil.copytree(folder, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,13 +3,13 @@
 Patterns propose, checks decide: cards by Luhn's checksum (ISO/IEC 7812-1), IBANs by country length and mod 97 (ISO
 13616), addresses of machines by `ipaddress`. A placeholder is stateless, `<EMAIL_k3f9qz>`: a keyed hash of the normalised
 value, so that the same person stays the same person all over a data set, in prompts and answers alike, on any machine.
-What is not found: names and street addresses; they need a model of their own.
+Names and street addresses have no pattern: a recognizer, such as `luthier.text.presidio`, may add them.
 """
 
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,9 @@ import numpy as np
 
 Kind = Literal["secret", "email", "iban", "card", "national_id", "ip", "phone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # where two overlap, the one that stands first here wins
-PLACEHOLDER = re.compile(r"<(?:" + "|".join(kind.upper() for kind in KINDS) + r")_[a-z2-7]{6}>")
+ModelKind = Literal["name", "address"]  # what patterns cannot find, and a recognizer can
+AnyKind = Kind | ModelKind
+PLACEHOLDER = re.compile(r"<(?:" + "|".join(kind.upper() for kind in (*KINDS, *get_args(ModelKind))) + r")_[a-z2-7]{6}>")
 
 # Lengths of IBANs by country: the IBAN registry of SWIFT, release 99.
 IBAN_LENGTHS = {
@@ -37,10 +39,12 @@ class Finding:
 
     start: int
     end: int
-    kind: Kind
+    kind: AnyKind
 
 
 Finder = Callable[[str], Iterator[tuple[int, int]]]
+Recognizer = Callable[[str], Sequence[Finding]]
+"""Findings of a model: in any order, and they may overlap, but the same for the same text."""
 
 _DIGIT = re.compile(r"\d")
 _URL_WITH_CREDENTIALS = re.compile(
@@ -236,9 +240,15 @@ def might_hold(texts: Any) -> Any:
 
 
 def scrub_all(
-    texts: Sequence[str], key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()
+    texts: Sequence[str],
+    key: str,
+    kinds: Sequence[Kind] = KINDS,
+    keep: Sequence[str] = (),
+    recognizer: Recognizer | None = None,
 ) -> tuple[list[str], dict[int, dict[str, str]]]:
     """Do what `scrub` does, for many texts at once; each is searched for those kinds only that it might hold.
+
+    A recognizer reads every text: the quick look knows patterns only.
 
     Returns:
         the texts, and by the number of each text in which something was found the values behind its placeholders.
@@ -247,27 +257,30 @@ def scrub_all(
     import pyarrow.compute as pc
 
     scrubbed, values = list(texts), dict[int, dict[str, str]]()
-    places = np.flatnonzero(might_hold(pa.array(scrubbed, pa.string())))
+    places = np.arange(len(scrubbed)) if recognizer else np.flatnonzero(might_hold(pa.array(scrubbed, pa.string())))
     while len(places):
         some = pa.array([scrubbed[place] for place in places], pa.string())
         held = {kind: np.asarray(pc.match_substring_regex(some, _MIGHT_HOLD[kind])) for kind in kinds}
         again = []
         for number, place in enumerate(places.tolist()):
             text = scrubbed[place]
-            if findings := find(text, [kind for kind in kinds if held[kind][number]], keep):
+            if findings := find(text, [kind for kind in kinds if held[kind][number]], keep, recognizer):
                 scrubbed[place] = _without(text, findings, key, values.setdefault(place, {}))
                 again.append(place)
         places = np.array(again, np.int64)
     return scrubbed, values
 
 
-def find(text: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> list[Finding]:
+def find(
+    text: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = (), recognizer: Recognizer | None = None
+) -> list[Finding]:
     """Return what was found, in the order of the text, without overlaps.
 
     Args:
         text: any text.
         kinds: what to look for; where two findings overlap, the kind that stands first in `KINDS` wins.
         keep: regular expressions; a finding that lies in a match of one of them is none.
+        recognizer: finds more; what patterns found, or `keep` keeps, is cut out of its findings.
     """
     # every pattern needs a digit, an at sign or two colons, but for secrets, which may be letters alone
     if not (_DIGIT.search(text) or "@" in text or "::" in text):
@@ -282,17 +295,52 @@ def find(text: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> 
             if all(end <= first or last <= start for first, last in taken):
                 taken.append((start, end))
                 found.append(Finding(start, end, kind))
+    for finding in recognizer(text) if recognizer else ():
+        # the rest of a name that runs into an e-mail address is still somebody's name
+        for start, end in _outside(finding, taken):
+            piece = text[start:end]
+            if any(character.isalnum() for character in piece):
+                end -= len(piece) - len(piece.rstrip())
+                start += len(piece) - len(piece.lstrip())
+                taken.append((start, end))
+                found.append(Finding(start, end, finding.kind))
     return sorted(found, key=lambda finding: finding.start)
 
 
-def placeholder(kind: Kind, value: str, key: str) -> str:
+def _outside(finding: Finding, taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what of a finding no span of `taken` covers."""
+    pieces, start = [], finding.start
+    for first, last in sorted(span for span in taken if span[0] < span[1]):
+        if first < finding.end and last > start:
+            pieces.append((start, first))
+            start = last
+    return [(first, last) for first, last in [*pieces, (start, finding.end)] if first < last]
+
+
+# What does not tell two values of a kind apart. Names keep their other signs: vowels of many scripts are marks, not letters.
+_NO_MATTER = {
+    **dict.fromkeys(("iban", "card", "phone", "national_id"), re.compile(r"\W")),
+    **dict.fromkeys(get_args(ModelKind), re.compile(r"[\s.,'’-]")),
+}
+_SPACE = re.compile(r"\s")
+
+
+def placeholder(kind: AnyKind, value: str, key: str) -> str:
     """Return the placeholder of a value: the same for the same value, however it is spaced or cased."""
-    normal = re.sub(r"\W" if kind in ("iban", "card", "phone", "national_id") else r"\s", "", value).casefold()
-    bits = int.from_bytes(hmac.digest(key.encode(), f"{kind}:{normal}".encode(), "sha256")[:4], "big") >> 2
+    normal = _NO_MATTER.get(kind, _SPACE).sub("", value).casefold()
+    # half of a surrogate pair is no text, but JSON can hold it
+    said = f"{kind}:{normal}".encode("utf-8", "surrogatepass")
+    bits = int.from_bytes(hmac.digest(key.encode(), said, "sha256")[:4], "big") >> 2
     return f"<{kind.upper()}_{''.join(_BASE32[bits >> shift & 31] for shift in range(25, -1, -5))}>"
 
 
-def scrub(text: str, key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
+def scrub(
+    text: str,
+    key: str,
+    kinds: Sequence[Kind] = KINDS,
+    keep: Sequence[str] = (),
+    recognizer: Recognizer | None = None,
+) -> tuple[str, dict[str, str]]:
     """Replace what is found by placeholders.
 
     Scrubbing twice is scrubbing once.
@@ -302,13 +350,14 @@ def scrub(text: str, key: str, kinds: Sequence[Kind] = KINDS, keep: Sequence[str
         key: of the hash: data sets scrubbed with the same key agree on who is who.
         kinds: what to look for.
         keep: regular expressions of what stays.
+        recognizer: finds more; asked again until it finds no more in what is left.
 
     Returns:
         the text, and the value that stands behind each placeholder, so that an answer can be mapped back.
     """
     values: dict[str, str] = {}
     # once more after each round: taking a value out may bring another one to light
-    while findings := find(text, kinds, keep):
+    while findings := find(text, kinds, keep, recognizer):
         text = _without(text, findings, key, values)
     return text, values
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from luthier.errors import did_you_mean
 from luthier.text.clean import clean_with_changes
-from luthier.text.pii import KINDS, Kind, scrub, scrub_all
+from luthier.text.pii import KINDS, Kind, Recognizer, scrub, scrub_all
+from luthier.text.presidio import PresidioSettings, load_recognizer
 
 
 class Message(TypedDict):
@@ -41,11 +42,21 @@ class ScrubSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kinds: tuple[Kind, ...] = KINDS
-    """What to look for; empty takes nothing out."""
+    """What to look for by patterns; empty looks for nothing."""
     keep: tuple[str, ...] = ()
     """Regular expressions: what one of them matches whole is never taken out, in prompts and answers alike."""
     extraction_fields: tuple[str, ...] = ()
     """Fields of a JSON answer whose values stay as they are: they are what the model is to extract."""
+    presidio: PresidioSettings | None = None
+    """Names and addresses, found by a model; null leaves them in."""
+
+    def recognizer(self) -> Recognizer | None:
+        """Return what finds more than the patterns do, if anything is to.
+
+        Raises:
+            UserError: if it is asked for and is not installed.
+        """
+        return load_recognizer(self.presidio) if self.presidio else None
 
     @field_validator("keep")
     @classmethod
@@ -264,7 +275,7 @@ def scrub_messages(messages: Sequence[Message], settings: PromptSettings, key: s
             elif text:
                 plain.append((number, name))
                 texts.append(text)
-    scrubbed, values = scrub_all(texts, key, settings.scrub.kinds, settings.scrub.keep)
+    scrubbed, values = scrub_all(texts, key, settings.scrub.kinds, settings.scrub.keep, settings.scrub.recognizer())
     for place, found in values.items():
         _put(done, *plain[place], scrubbed[place], found)
     return done
@@ -287,12 +298,13 @@ def scrub_text(text: str, settings: ScrubSettings, key: str) -> tuple[str, dict[
         else:
             scrubbed = _scrub_json(value, settings, key, found)
             return (compact_json(scrubbed) if found else text), found
-    return scrub(text, key, settings.kinds, settings.keep)
+    return scrub(text, key, settings.kinds, settings.keep, settings.recognizer())
 
 
 def _scrub_json(value: Any, settings: ScrubSettings, key: str, found: dict[str, str]) -> Any:
     if isinstance(value, str):
-        text, values = scrub(value, key, settings.kinds, settings.keep)
+        # a model's finding may run over quotes: JSON in a string, as in tool calls, is scrubbed as JSON too
+        text, values = scrub_text(value, settings, key) if settings.presidio else scrub(value, key, settings.kinds, settings.keep)
         found.update(values)
         return text
     if isinstance(value, list):

@@ -1,7 +1,6 @@
 """The steps of deployment: what the model came from, its package, and its version in the registry."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +129,13 @@ def register_model(
     """
     import mlflow
 
-    from luthier.registry import Registry
+    from luthier.registry import of_active_run
 
-    run = mlflow.active_run()
-    if run is None:
+    registry, run = of_active_run(Path(folders.work).parent / "registry"), mlflow.active_run()
+    if registry is None or run is None:
         raise UserError("There is no MLflow run to register the model under: run it through `kedro run`.")
-    # one experiment, one model: both carry the same name
-    name = mlflow.get_experiment(run.info.experiment_id).name
-    cache = Path(folders.work).parent / "registry"
-    registry = Registry(name, mlflow.get_tracking_uri(), os.environ.get("LUTHIER_LOG_URI"), cache, check=check_package)
     measured = evaluation["models"]["tuned"]
     figures = {metric: measured[metric]["value"] for metric in MAIN_FIGURES if metric in measured}
     version = registry.register(package.folder, run.info.run_id, gate["decision"], figures, lineage["data"], lineage["commit"])
-    logger.info("Registered as version %d of %s, the candidate; parity %s.", version.number, name, parity["equal_texts"])
-    return {"model": name, "version": version.number, "manifest": version.manifest, "gate": version.gate}
+    logger.info("Registered as version %d of %s, the candidate; parity %s.", version.number, registry.name, parity["equal_texts"])
+    return {"model": registry.name, "version": version.number, "manifest": version.manifest, "gate": version.gate}

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jsonschema import Draft202012Validator
+from scipy.sparse import csr_array
 
 from luthier.artefacts import canonical_json
+from luthier.errors import UserError
 from luthier.pipelines.evaluation.baselines import as_fields
 from luthier.stats import Estimate, Floats, mean_of, ratio_of, resamples
 from luthier.text.prepare import compact_json, strict_json
@@ -77,54 +79,117 @@ def _macro_f1(expected: Any, said: Any, seed: int) -> tuple[Estimate, Floats]:
     number = {value: at for at, value in enumerate(classes)}
     is_class = np.array([number[value] for value in expected])
     said_class = np.array([number.get(value, -1) for value in said])
-    everything = np.arange(len(is_class))[None]
+    size = len(is_class)
 
-    def f1(rows: Any) -> Floats:
-        # one column a class: true positives, answered, expected, counted over the chosen rows
-        totals = []
-        for at in range(len(classes)):
-            wanted, answered = is_class[rows] == at, said_class[rows] == at
-            both, either = (wanted & answered).sum(1), wanted.sum(1) + answered.sum(1)
-            totals.append(np.where(wanted.sum(1) > 0, 2 * both / np.maximum(either, 1), np.nan))
-        return np.asarray(np.nanmean(np.array(totals), axis=0))
+    def members(rows: Any, of: Any) -> csr_array:
+        return csr_array((np.ones(len(rows)), (rows, of)), shape=(size, len(classes)))
 
-    draws = f1(resamples(len(is_class), seed))
+    everybody = np.arange(size)
+    known = np.flatnonzero(said_class >= 0)
+    wanted, answered = members(everybody, is_class), members(known, said_class[known])
+    both = wanted * answered  # an example counts for a class that is both expected and answered
+
+    def f1(times: Floats) -> Floats:
+        """Return the macro-F1 of each sample; `times` says how often it holds each example, shape (samples, examples)."""
+        expected_times = times @ wanted
+        either = expected_times + times @ answered
+        return np.asarray(np.nanmean(np.where(expected_times > 0, 2 * (times @ both) / np.maximum(either, 1), np.nan), axis=1))
+
+    rows = resamples(size, seed)
+    # whole numbers counted once a sample, in place of comparing every class with every drawn example
+    places = (rows + size * np.arange(len(rows))[:, None]).ravel()
+    draws = f1(np.bincount(places, minlength=rows.size).reshape(rows.shape).astype(np.float64))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(f1(everything)[0]), float(low), float(high)), draws
+    return Estimate(float(f1(np.ones((1, size)))[0]), float(low), float(high)), draws
+
+
+def tables_by_model(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return each model's rows sorted by id, the baselines first and `tuned` before the rest.
+
+    Raises:
+        UserError: if a model has not answered the same messages as the others: nothing could be paired.
+    """
+    present = set(scores["model"])
+    names = [*(name for name in MODELS if name in present), *sorted(present - set(MODELS))]
+    tables = {name: scores[scores["model"] == name].sort_values("id").reset_index(drop=True) for name in names}
+    first = tables[names[0]]["id"].tolist() if names else []
+    others = [name for name, table in tables.items() if table["id"].tolist() != first]
+    if others:
+        raise UserError(
+            f"{', '.join(others)} answered other messages than {names[0]}: only answers to the same ones can be compared.\n"
+            "  Let every model answer the same test split (the stored answers belong to another version of the data)."
+        )
+    return tables
+
+
+def likelihoods(table: pd.DataFrame, seed: int) -> dict[str, Estimate]:
+    """Return `nll_per_token` (nats) and `perplexity`, its exponential; empty if a row has no `nll`."""
+    if "nll" not in table or not table["nll"].notna().all():
+        return {}
+    nll = ratio_of(_column(table, "nll"), _column(table, "supervised_tokens"), seed)
+    return {"nll_per_token": nll, "perplexity": Estimate(*(float(np.exp(bound)) for bound in (nll.value, nll.low, nll.high)))}
+
+
+def likelihood_difference(one: pd.DataFrame, other: pd.DataFrame, seed: int) -> dict[str, Estimate]:
+    """Return the paired difference `nll_per_token`, one minus other (below 0: one is better); empty if a row has none."""
+    if not all("nll" in table and table["nll"].notna().all() for table in (one, other)):
+        return {}
+    return {"nll_per_token": ratio_of(_column(one, "nll") - _column(other, "nll"), _column(one, "supervised_tokens"), seed)}
+
+
+def means_of(table: pd.DataFrame) -> dict[str, str]:
+    """Map the name of each mean that can be taken of these rows to its column; one with a gap has none.
+
+    These are the numeric and bool columns, `valid` by the name of `validity` and `right_FIELD` by that of `accuracy_FIELD`; not
+    `nll` and `supervised_tokens`, which are divided.
+    """
+    means = {"validity": "valid", "exact_match": "exact_match", "field_accuracy": "field_accuracy"}
+    means |= {f"accuracy_{field}": f"right_{field}" for field in fields_of(table)}
+    known = {*means.values(), "nll", "supervised_tokens"}
+    kinds = table.select_dtypes(include=["number", "bool"]).columns
+    means |= {name: name for name in kinds if name not in known}
+    return {name: column for name, column in means.items() if column in table and table[column].notna().all()}
+
+
+def _figures(table: pd.DataFrame, seed: int) -> dict[str, Estimate]:
+    figures = {}
+    for name, column in means_of(table).items():
+        figures[name] = mean_of(_column(table, column), seed)
+        if column.startswith("right_"):
+            field = column.removeprefix("right_")
+            figures[f"macro_f1_{field}"] = _macro_f1(table[f"is_{field}"], table[f"said_{field}"], seed)[0]
+    if "label_expected" in table:
+        figures["label_macro_f1"] = _macro_f1(table["label_expected"], table["label_answer"], seed)[0]
+    return figures | likelihoods(table, seed)
 
 
 def compare(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Put figures with 95 % bootstrap intervals on every model, and paired ones on the differences to `tuned`.
 
+    A column that one model has no values of (a baseline has no likelihoods) gives that model no figure.
+
     Returns:
         `{examples, fields, models: {NAME: {METRIC: {value, low, high}}}, differences: {tuned_minus_NAME: {...}}}`.
+
+    Raises:
+        UserError: if the models have not answered the same messages.
     """
-    fields = fields_of(scores)
-    tables = {name: scores[scores["model"] == name].sort_values("id").reset_index(drop=True) for name in MODELS}
-    models: dict[str, dict[str, Any]] = {}
-    for name, table in tables.items():
-        figures = {"validity": mean_of(_column(table, "valid"), seed)}
-        for metric in ("exact_match", "field_accuracy"):
-            figures[metric] = mean_of(_column(table, metric), seed)
-        for field in fields:
-            figures[f"accuracy_{field}"] = mean_of(_column(table, f"right_{field}"), seed)
-            figures[f"macro_f1_{field}"] = _macro_f1(table[f"is_{field}"], table[f"said_{field}"], seed)[0]
-        if table["nll"].notna().all():
-            figures["nll_per_token"] = ratio_of(_column(table, "nll"), _column(table, "supervised_tokens"), seed)
-        models[name] = {metric: figure.as_dict() for metric, figure in figures.items()}
-    differences = {}
+    tables = tables_by_model(scores)
     tuned = tables["tuned"]
-    for name in MODELS[:-1]:
-        other = tables[name]
-        paired = {m: mean_of(_column(tuned, m) - _column(other, m), seed) for m in ("exact_match", "field_accuracy")}
-        for field in fields:
-            paired[f"accuracy_{field}"] = mean_of(_column(tuned, f"right_{field}") - _column(other, f"right_{field}"), seed)
-        if other["nll"].notna().all():
-            paired["nll_per_token"] = ratio_of(
-                _column(tuned, "nll") - _column(other, "nll"), _column(tuned, "supervised_tokens"), seed
-            )
-        differences[f"tuned_minus_{name}"] = {metric: figure.as_dict() for metric, figure in paired.items()}
-    return {"examples": len(tuned), "fields": fields, "models": models, "differences": differences}
+    models = {name: as_dicts(_figures(table, seed)) for name, table in tables.items()}
+    differences = {}
+    for name, other in tables.items():
+        if name == "tuned":
+            continue
+        shared = {mean: column for mean, column in means_of(tuned).items() if mean in models[name] and mean != "validity"}
+        paired = {mean: mean_of(_column(tuned, column) - _column(other, column), seed) for mean, column in shared.items()}
+        differences[f"tuned_minus_{name}"] = as_dicts(paired | likelihood_difference(tuned, other, seed))
+    return {"examples": len(tuned), "fields": fields_of(scores), "models": models, "differences": differences}
+
+
+def as_dicts(figures: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Return each figure as `{value, low, high}`."""
+    return {name: figure.as_dict() for name, figure in figures.items()}
 
 
 def _column(table: pd.DataFrame, name: str) -> Floats:

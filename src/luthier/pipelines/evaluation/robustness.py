@@ -1,0 +1,135 @@
+"""What do slips of the keyboard cost? The same messages once more, by kind of noise, and the paired drop of each metric."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from luthier.configuration import Parameters
+from luthier.errors import UserError
+from luthier.pipelines.evaluation.score import means_of
+from luthier.records import user_text
+from luthier.stats import mean_of
+from luthier.text.noise import Noise, add_noise
+from luthier.text.prepare import strict_json
+
+Record = Mapping[str, Any]
+_ATTEMPTS = 8  # a draw that loses a value of the answer, or changes nothing, is drawn again
+
+_STILL = {"neighbour": 0.0, "dropped": 0.0, "doubled": 0.0, "swapped": 0.0, "lower": 0.0, "upper": 0.0, "unpunctuated": 0.0}
+KINDS: Mapping[str, Noise] = {
+    # about one letter in fifteen is wrong: a phone, in a hurry
+    "typos": Noise(**{**_STILL, "neighbour": 0.02, "dropped": 0.02, "doubled": 0.01, "swapped": 0.02}),
+    "casing": Noise(**{**_STILL, "lower": 0.5, "upper": 0.5}),
+    # all of it at once
+    "noise": Noise(neighbour=0.02, dropped=0.02, doubled=0.01, swapped=0.02, lower=0.5, upper=0.1, unpunctuated=0.8),
+}
+
+
+class Robustness(Parameters):
+    """What is done to the messages."""
+
+    kinds: dict[str, Noise] = Field(default_factory=lambda: dict(KINDS))
+    """Kinds of noise by name; an empty mapping measures none."""
+    protect: tuple[str, ...] | None = None
+    """Fields of a JSON answer whose text, where the message holds it, must survive; null: all of them; empty: none.
+    A plain answer is one text, which survives unless this is empty."""
+
+
+def perturb(records: Sequence[Record], parameters: Robustness, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Return, for each kind of noise, the records whose user's turns it changed, changed.
+
+    A record keeps its `id` and its right answer. What the answer takes from the message is there after it as before; a
+    record in which that cannot be had, or nothing can be changed, is left out. The same seed gives the same texts, whatever
+    the order of records.
+
+    Args:
+        records: `id` and `messages`, the last one the right answer.
+        parameters: kinds, and what to protect.
+        seed: of all draws.
+    """
+    return {
+        kind: [changed for record in records if (changed := _perturbed(record, noise, parameters.protect, f"{seed}:{kind}"))]
+        for kind, noise in parameters.kinds.items()
+    }
+
+
+def _perturbed(record: Record, noise: Noise, protect: Sequence[str] | None, seed_key: str) -> dict[str, Any] | None:
+    messages = list(record["messages"])
+    before = user_text(messages[:-1])
+    needed = [text for text in _texts_to_extract(messages[-1]["content"], protect) if text in before]
+    for attempt in range(_ATTEMPTS):
+        noisy = [
+            {**message, "content": add_noise(message["content"], noise, f"{seed_key}:{record['id']}:{turn}:{attempt}")}
+            if message["role"] == "user"
+            else dict(message)
+            for turn, message in enumerate(messages)
+        ]
+        after = user_text(noisy[:-1])
+        if after != before and all(text in after for text in needed):
+            return {**record, "messages": noisy}
+    return None
+
+
+def _texts_to_extract(answer: str, protect: Sequence[str] | None) -> list[str]:
+    """Return the texts that an answer may have taken from a message: those of its JSON, or the whole of a plain one."""
+    try:
+        value = strict_json(answer)
+    except ValueError:
+        return [] if protect == () else [answer]
+    if protect is not None:
+        value = [value[field] for field in protect if field in value] if isinstance(value, dict) else []
+    return [text for text in _strings(value) if text]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def drops(clean: pd.DataFrame, noisy: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Return what each kind of noise costs each model, on the messages that it changed.
+
+    Args:
+        clean: scores of the messages as they are.
+        noisy: scores of the changed messages by kind; a part of the same ids is enough.
+        seed: of the bootstrap.
+
+    Returns:
+        columns `kind`, `model`, `metric`, `examples`, `clean`, `noisy`, `drop` (clean minus noisy), `low`, `high`: paired, with
+        the 95 % bootstrap interval of the drop. Metrics are those that both have, by the names that
+        `score.compare` gives them.
+
+    Raises:
+        UserError: if a changed message was never scored as it is.
+    """
+    rows = []
+    for kind, scores in noisy.items():
+        for model, table in scores.groupby("model", sort=True):
+            before = clean[clean["model"] == model].set_index("id")
+            after = table.sort_values("id").set_index("id")
+            missing = after.index.difference(before.index)
+            if len(missing):
+                raise UserError(
+                    f"{len(missing)} messages changed by {kind} were not answered unchanged by {model}: {missing[0]} ..."
+                )
+            before = before.loc[after.index]
+            means = means_of(before)
+            for metric, column in means_of(after).items():
+                if metric not in means:
+                    continue
+                one, other = before[column].to_numpy(dtype=np.float64), after[column].to_numpy(dtype=np.float64)
+                cost = mean_of(one - other, seed)
+                figures = {"clean": float(one.mean()), "noisy": float(other.mean())}
+                bounds = {"drop": cost.value, "low": cost.low, "high": cost.high}
+                rows.append({"kind": kind, "model": model, "metric": metric, "examples": len(one), **figures, **bounds})
+    return pd.DataFrame(rows, columns=["kind", "model", "metric", "examples", "clean", "noisy", "drop", "low", "high"])
