@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv
+from scipy.special import betaincinv, expit
 from scipy.stats import binom, norm
 
 Floats = NDArray[np.float64]
@@ -104,26 +104,28 @@ def chance_at_most_zero(rows: Floats) -> Floats:
     sign = np.where(rows.mean(axis=-1, keepdims=True) < 0, -1.0, 1.0)
     least = -(sign * rows).min(axis=-1, keepdims=True)
     rows = sign * rows / np.where(least > 0, least, 1.0)  # now zero is in the lower tail and the transform's pole at t = 1
-    low, high = np.zeros((*rows.shape[:-1], 1)), np.ones((*rows.shape[:-1], 1))
-    for _ in range(45):  # the minimum of -log(t) - sum(log(1 + t row)), which is convex
-        at = (low + high) / 2
+    low, high = np.full(least.shape, -40.0), np.full(least.shape, 40.0)
+    for _ in range(17):  # the saddle, on the scale of log(t / (1 - t)): the minimum of -log(t) - sum(log(1 + t row)), convex
+        middle = (low + high) / 2
+        at = expit(middle)
         falls = (rows / np.maximum(1 + at * rows, 1e-300)).sum(axis=-1, keepdims=True) + 1 / at > 0
-        low, high = np.where(falls, at, low), np.where(falls, high, at)
-    real = 1 + low * rows
-    step = 1 / np.sqrt(((rows / real) ** 2).sum(axis=-1, keepdims=True) + 1 / low**2)
-    height = -np.log(low) - np.log(real).sum(axis=-1, keepdims=True)
-    total = 0.5 * step
-    for node in _NODES:  # t = low + i y with y = step * sinh(node); the integrand is 1 where y = 0
-        y = step * np.sinh(node)
-        size = -0.5 * (np.log1p((y * rows / real) ** 2).sum(axis=-1, keepdims=True) + np.log1p((y / low) ** 2))
-        angle = -np.arctan(y * rows / real).sum(axis=-1, keepdims=True) - np.arctan(y / low)
-        left = step * np.cosh(node) * np.exp(size)
-        total = total + left * np.cos(angle)
-        if (left < 1e-12 * step).all():
+        low, high = np.where(falls, middle, low), np.where(falls, high, middle)
+    saddle = expit(low)
+    slopes = rows / (1 + saddle * rows)
+    step = 1 / np.sqrt((slopes**2).sum(axis=-1, keepdims=True) + 1 / saddle**2)
+    height = -np.log(saddle) - np.log1p(saddle * rows).sum(axis=-1, keepdims=True)
+    total = 0.5 * step[..., 0]
+    # t = saddle + i y with y = step * sinh(node); as many nodes at once as fit into a cache
+    for nodes in np.array_split(_NODES, min(len(_NODES), 1 + rows.size * len(_NODES) // 100_000)):
+        y = step[..., None] * np.sinh(nodes)[:, None]
+        turns = np.concatenate([y * slopes[..., None, :], y / saddle[..., None]], axis=-1)
+        weight = step * np.cosh(nodes) * np.exp(-0.5 * np.log1p(turns**2).sum(axis=-1))
+        total = total + (weight * np.cos(np.arctan(turns).sum(axis=-1))).sum(axis=-1)
+        if (weight[..., -1] < 1e-12 * step[..., 0]).all():
             break
-    tail = np.clip(np.exp(height) * total * _NODES[0] / np.pi, 0, 1)
-    tail = np.where(least > 0, tail, 0.0)
-    chance = np.where(sign > 0, tail, 1 - tail)[..., 0]
+    tail = np.clip(np.exp(height[..., 0]) * total * _NODES[0] / np.pi, 0, 1)
+    tail = np.where(least[..., 0] > 0, tail, 0.0)
+    chance = np.where(sign[..., 0] > 0, tail, 1 - tail)
     return np.where((rows == 0).all(axis=-1), 1.0, chance)
 
 
@@ -160,7 +162,9 @@ def _low_mean(numerators: Floats, denominators: Floats, least: float | None, alp
     start = float(ratios.min()) if least is None else least
     if ratios.max() <= start:
         return start
-    return float(brentq(lambda limit: float(p_mean_above(numerators, denominators, limit, least)) - alpha, start, value))
+    return float(
+        brentq(lambda limit: float(p_mean_above(numerators, denominators, limit, least)) - alpha, start, value, xtol=1e-9)
+    )
 
 
 def evidence_on_mean(

@@ -205,6 +205,8 @@ def test_a_pattern_wins_and_the_rest_of_the_name_goes_too(rules):
 def test_what_is_to_be_kept_is_kept(rules):
     kept = rules.model_copy(update={"keep": ("Ann Smith", "Berlin")})
     assert scrub_text("Ann Smith, Bo Li, Berlin", kept, KEY)[0] == f"Ann Smith, {placeholder('name', 'Bo Li', KEY)}, Berlin"
+    # a pattern that matches nothing, everywhere, keeps nothing and cuts no name in two
+    assert scrub_text("Ann Smith", rules.model_copy(update={"keep": ("x*",)}), KEY)[0] == ANN
 
 
 def test_prompts_and_answers_lose_the_same_person_alike_but_never_the_extraction_fields(rules):

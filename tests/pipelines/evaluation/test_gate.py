@@ -1,5 +1,6 @@
 """The gate tells what is shown, what is missed and what cannot be known, and is wrong no more often than it says."""
 
+import io
 import json
 
 import numpy as np
@@ -215,8 +216,8 @@ def test_slices_that_are_too_small_are_named_not_judged():
 
 
 def test_of_several_alternatives_one_is_enough_but_luck_is_counted():
-    # 12 gains and 3 losses: p is 0.02 for one question, and not small enough for one of three
-    tuned, base = np.arange(60) < 12, (np.arange(60) >= 12) & (np.arange(60) < 15)
+    # 10 gains and 3 losses: p is 0.03 for one question, and not small enough for one of three
+    tuned, base = np.arange(60) < 10, (np.arange(60) >= 10) & (np.arange(60) < 13)
     scores = binary(tuned, base).assign(other=False, third=False)
     assert one_rule(scores, BETTER)["decision"] == "pass"
     three = [BETTER, {"metric": "other", "better_than": "base"}, {"metric": "third", "better_than": "base"}]
@@ -254,7 +255,7 @@ def test_safety_is_counted_not_inferred():
 
 
 @given(st.integers(0, 1000), st.floats(-0.6, 0.6))
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 def test_neither_the_order_of_rows_nor_names_nor_other_models_matter(seed, shift):
     scores = scores_of({"base": 0.0, "champion": 0.1, "tuned": shift}, size=60, seed=seed)
     written = [rule for rule in ONE_OF_EACH if "safety" not in rule and "retention" not in rule]
@@ -434,7 +435,7 @@ def test_parameters_name_the_rule_and_survive_a_round_trip():
 def test_the_table_shows_every_rule_with_its_figures():
     scores = scores_of({"base": -1.0, "tuned": 0.5})
     found = decided(scores, *ONE_OF_EACH, retention=scores, safety=checks_of(["tuned"], failed=[0]))
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_table(found))
     shown = console.export_text()
     for rule in found["rules"]:
@@ -481,34 +482,35 @@ def test_a_decision_is_that_of_the_tests_whose_levels_are_measured_in_test_stats
     assert ratio["p"] == float(p_mean_above(loss, tuned["supervised_tokens"].to_numpy(float), 0, None))
 
 
-@pytest.mark.parametrize(("runs", "size"), [(200, 200), pytest.param(1000, 200, marks=pytest.mark.slow)])
-def test_a_model_that_breaks_one_rule_of_many_seldom_passes(runs, size):
+@pytest.mark.slow
+def test_a_model_that_breaks_one_rule_of_many_seldom_passes():
     """Better in all things but one, on whose limit it stands: passing takes one mistake."""
     random = np.random.default_rng(5)
     passed = 0
-    for _ in range(runs):
-        scores = scores_of({"base": -3.0, "tuned": 1.5}, size=size, seed=int(random.integers(1 << 31)))
+    for _ in range(1000):
+        scores = scores_of({"base": -3.0, "tuned": 1.5}, size=200, seed=int(random.integers(1 << 31)))
         scores["on_the_limit"] = random.random(len(scores)) < 0.9
         written = [BETTER, {"metric": "field_accuracy", "better_than": "base"}, {"metric": "on_the_limit", "at_least": 0.9}]
         passed += decide(scores, rules(*written))["decision"] == "pass"
-    assert 0 < passed
-    assert not often(passed, runs, 0.05)
+    assert passed > 10
+    assert not often(passed, 1000, 0.05)
 
 
-@pytest.mark.parametrize("runs", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_slices_neither_hide_one_that_is_bad_nor_fail_a_model_by_their_number(runs):
+@pytest.mark.slow
+def test_slices_neither_hide_one_that_is_bad_nor_fail_a_model_by_their_number():
     """Ten slices: one on its limit and the others far above, then all of them on their limits."""
     random = np.random.default_rng(6)
     written = rules({"metric": "exact_match", "no_slice_below": 0.6, "slice": "label"})
     passed = failed = 0
-    for _ in range(runs):
+    for _ in range(1000):
         label = np.repeat(np.arange(10), 40)
         right = random.random(400) < np.where(label == 0, 0.6, 0.95)
         table = pd.DataFrame({"model": "tuned", "id": np.arange(400), "exact_match": right, "slice_label": label})
         passed += decide(table, written)["decision"] == "pass"
         failed += decide(table.assign(exact_match=random.random(400) < 0.6), written)["decision"] == "fail"
-    assert not often(passed, runs, 0.05)
-    assert not often(failed, runs, 0.05)
+    assert not often(passed, 1000, 0.05)
+    assert not often(failed, 1000, 0.05)
+    assert min(passed, failed) > 5
 
 
 @pytest.mark.slow
