@@ -323,6 +323,10 @@ def test_settings_travel_as_json(rules):
 
 
 def test_nothing_reaches_for_the_network(rules, monkeypatch):
+    import tldextract
+
+    # Presidio's own search for e-mail addresses downloads a list through this, once: here it remembers no earlier download
+    monkeypatch.setattr("tldextract.tldextract.TLD_EXTRACTOR", tldextract.TLDExtract(cache_dir=None))
     called = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **_: called.append(arguments))
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: called.append(address))
@@ -358,3 +362,18 @@ def test_a_pipeline_that_cannot_find_names_is_refused(spacy, tmp_path):
     spacy.blank("en").to_disk(tmp_path / "model")
     with pytest.raises(UserError, match=r"does not find (LOCATION|PERSON)"):
         load_recognizer(PresidioSettings(model=str(tmp_path / "model")))
+
+
+def test_the_step_reads_records_in_which_no_pattern_can_find_anything(rules, tmp_path):
+    import pyarrow.parquet as pq
+    from tables import record, records
+
+    from luthier.pipelines.data_processing.scrub import scrub_shard
+
+    shards = records([record("I am Ann Smith", "Hello ann smith", "one"), record("nobody", "ok", "two")])
+    scrub_shard(tmp_path, shards.files[0], PromptSettings(scrub=rules), KEY)
+    found = {row["id"]: row["messages"] for row in pq.read_table(tmp_path / "records.parquet").to_pylist()}
+    assert [turn["content"] for turn in found["one"]] == [f"I am {ANN}", f"Hello {ANN}"]
+    assert [turn["content"] for turn in found["two"]] == ["nobody", "ok"]
+    changed = pq.read_table(tmp_path / "changed.parquet").to_pylist()
+    assert [(row["id"], row["what"], row["before"]) for row in changed] == [("one", "name", None)] * 2
