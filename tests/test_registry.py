@@ -481,6 +481,7 @@ def test_who_comes_second_loses_cleanly_and_hears_who_was_first(registry):
     assert_sound(registry)
 
 
+@pytest.mark.slow
 def test_a_killed_promotion_is_whole_after_the_next_command(template, tmp_path):
     shutil.copy(template, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -593,6 +594,7 @@ def _entries(journal: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+@pytest.mark.slow
 def test_three_processes_at_once(registry, tmp_path):
     assert len(stress(registry._tracking_uri, tmp_path / "journals", 5, 3)) > 3
 

@@ -236,6 +236,7 @@ def test_help_is_told(project):
     assert "--pipelines" in done.stdout
 
 
+@pytest.mark.slow
 def test_kedro_viz_builds(copied):
     done = kedro_in(copied, "viz", "build", "--include-hooks", "--include-previews")
     assert done.returncode == 0, output(done)
