@@ -14,7 +14,8 @@ from tables import serial
 
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
-from luthier.pipelines.data_processing.ingest import format_of, ingest
+from luthier.pipelines.data_processing.ingest import ingest
+from luthier.reading import format_of
 from luthier.records import INGESTED
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from luthier import configuration
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.shapes import (
-    ROLES,
     Conversation,
     Shape,
     columns_of,
@@ -18,6 +17,7 @@ from luthier.pipelines.data_processing.shapes import (
     to_conversation,
 )
 from luthier.text.prepare import RowError, has_content
+from luthier.text.turns import ROLES
 
 SHAPES = [shape for shape in get_args(Shape) if shape != "template"]
 NO_TEMPLATE = frozenset()
@@ -302,7 +302,7 @@ def test_the_other_columns_decide_nothing(name):
         (
             "messages",
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "a part of type 'image_url', and only text can be trained on",
+            "a part of type 'image_url', and only text can be read",
         ),
         ("messages", {"messages": say("hi", "hello", "and?")}, "ends with a turn of the user: there is no answer to learn"),
         ("messages", {"messages": TOOLED[:3]}, "ends with a turn of the tool"),

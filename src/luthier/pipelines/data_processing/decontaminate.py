@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from luthier.artefacts import hash_of_file
-from luthier.configuration import FolderParameters, SourceParameters
+from luthier.configuration import FolderParameters
 from luthier.executors import Executor, Task
-from luthier.pipelines.data_processing import ingest, shapes
+from luthier.pipelines.data_processing import shapes
 from luthier.pipelines.data_processing.deduplicate import mix
 from luthier.pipelines.data_processing.messages import turns, user_texts
 from luthier.pipelines.data_processing.parameters import Decontaminate
+from luthier.reading import find_files, fingerprint, read
 from luthier.records import CONTAMINATED, user_text
 from luthier.shards import Shards, write_table
 from luthier.text.clean import clean
@@ -86,7 +87,7 @@ def reference_shard(out: Path, file: Path, size: int) -> None:
 
 def reference_file(out: Path, location: str, shown: str, size: int) -> None:
     """Write the runs of a benchmark's questions."""
-    rows = [(line, row) for line, row, error in ingest.read(location, "auto", shown) if not error]
+    rows = [(line, row) for line, row, error in read(location, "auto", shown) if not error]
     shape = shapes.recognise([row for _, row in rows[:200]], frozenset())
     names, texts = [], []
     for line, row in rows:
@@ -211,8 +212,8 @@ def decontaminate(
     against = ["test split"] * len(sets)
     tasks = []
     for path in parameters.benchmarks:
-        for location in ingest.find_files(SourceParameters(path=path), folders):
-            sha256, _ = ingest.fingerprint(location)
+        for location in find_files(path, folders):
+            sha256, _ = fingerprint(location)
             tasks.append(Task({"input": sha256, "path": path, "words": parameters.words}, _benchmark(location, path, parameters)))
             against.append(path)
     sets += executor.map("benchmark_references", reference_file, tasks)

@@ -13,7 +13,6 @@ Text is taken as it stands: cleaning is another step. A row that Jinja templates
 not handled here but by `luthier.text.prepare.rendered`.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from luthier.errors import UserError, did_you_mean
-from luthier.text.prepare import Message, RowError, has_content, strict_json
+from luthier.text.prepare import Message, RowError, has_content
+from luthier.text.turns import JSON_TURNS, is_turn, kind_of, listed, must_be_text, read_turns, turns_or_text
 
 Shape = Literal["template", "preference", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled_text", "text"]
 Row = Mapping[str, Any]
@@ -41,17 +41,6 @@ class Conversation:
     label: str | None = None
     """The class of a labelled text."""
 
-
-# Who speaks, by the names that data sets give: LangChain says ai, Gemma model, OpenAssistant prompter, Llama ipython.
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "ai", "bot", "model"), "assistant"),
-    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
-}
-# The content of these turns is not said but called.
-_CALLS = ("function_call", "tool_call")
 
 _SYSTEM: Columns = ("system", "system_prompt")
 _MESSAGES: Columns = ("messages", "conversation", "chat")
@@ -75,18 +64,6 @@ _ABOUT_A_TEXT = {
     "timestamp", "meta", "metadata", "lang", "language", "language_score", "license", "licence", "dump", "file_path", "path",
     "filename", "token_count", "split",
 }  # fmt: skip
-# A list of turns that Python's str() wrote into a cell, as pandas does, and not json.dumps.
-_PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value|name|tool_calls)'")
-_JSON_TURNS = re.compile(r"\s*\[\s*\{")
-
-
-def _kind(value: Any) -> str:
-    """Name what a value is, in a user's words."""
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    return {type(None): "null", str: "text", dict: "an object", list: "a list"}.get(type(value), type(value).__name__)
 
 
 # Columns
@@ -108,177 +85,14 @@ def _take(row: Row, names: Columns) -> tuple[str, Any]:
     return column, row[column]
 
 
-def _must_be_text(column: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    how = {"an object": "json", "a list": "json", "a number": "string"}.get(_kind(value))
-    hint = f" (a template of `data` can write it: {{{{ {column} | {how} }}}})" if how else ""
-    raise RowError(f"{column} must be text, not {_kind(value)}{hint}")
-
-
 def _text(row: Row, names: Columns) -> str:
-    return _must_be_text(*_take(row, names))
+    return must_be_text(*_take(row, names))
 
 
 def _optional_text(row: Row, names: Columns) -> str:
     """Return the text of a column, empty if the row lacks it or leaves it null."""
     column = _column(row, names)
-    return "" if column is None or row[column] is None else _must_be_text(column, row[column])
-
-
-# One turn
-
-
-def _first(turn: Row, *names: str) -> Any:
-    return next((turn[name] for name in names if turn.get(name) is not None), None)
-
-
-def _sorted_json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def _call(call: Any, where: str) -> dict[str, Any]:
-    """Spell a call as OpenAI does: `{"type": "function", "function": {"name": ..., "arguments": ...}}`, the arguments as text."""
-    if not isinstance(call, dict):
-        raise RowError(f"{where} must hold objects with a name and arguments, not {_kind(call)}")
-    outer = {name: value for name, value in call.items() if value is not None}
-    function = outer.pop("function", None)
-    if function is None:
-        function = {name: outer.pop(name) for name in ("name", "arguments") if name in outer}
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowError(f"{where} has a call without the name of its function")
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = _sorted_json({} if arguments is None else arguments)
-    return {"type": "function", **outer, "function": {**function, "arguments": arguments}}
-
-
-def _calls(value: Any, where: str, *, alone: bool) -> str:
-    """Return OpenAI's list of calls as compact JSON text, keys sorted; `alone`: one call may stand without a list."""
-    try:
-        calls = strict_json(value) if isinstance(value, str) else value
-        if alone and isinstance(calls, dict):
-            calls = [calls]
-        if not isinstance(calls, list):
-            raise RowError(f"{where} must be a list, not {_kind(calls)}")
-        return _sorted_json([_call(call, where) for call in calls]) if calls else ""
-    except RowError:
-        raise
-    except ValueError as error:
-        raise RowError(f"{where} is not JSON: {error}") from error
-
-
-def _content(value: Any, where: str) -> str:
-    """Return the text of a turn; the parts of a list stand on lines of their own, as vLLM serves them."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "\n".join(_part(part, where) for part in value)
-    raise RowError(f"{where}: content must be text, not {_kind(value)}")
-
-
-def _part(part: Any, where: str) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict):
-        raise RowError(f"{where}: a part of its content must be text, not {_kind(part)}")
-    kind = part.get("type", "text")
-    if kind not in ("text", "input_text", "output_text"):
-        shown = repr(kind) if isinstance(kind, str) else _kind(kind)
-        raise RowError(f"{where}: its content has a part of type {shown}, and only text can be trained on")
-    if not isinstance(part.get("text"), str):
-        raise RowError(f"{where}: a part of its content has no text")
-    return str(part["text"])
-
-
-def _turn(turn: Any, where: str) -> Message:
-    """Read one turn, spelt with role and content or with from and value."""
-    if not isinstance(turn, dict):
-        raise RowError(f"{where} must be an object with role and content, not {_kind(turn)}")
-    spelt = _first(turn, "role", "from")
-    if spelt is None:
-        raise RowError(f"{where} has no role{did_you_mean('role', turn)}")
-    if not isinstance(spelt, str):
-        raise RowError(f"{where}: role must be text, not {_kind(spelt)}")
-    asked = spelt.strip().casefold()
-    if asked not in ROLES:
-        raise RowError(f"{where}: role {spelt!r} is unknown{did_you_mean(asked, ROLES)}; known are {', '.join(ROLES)}")
-    content = _first(turn, "content", "value")
-    calls = ""
-    if asked in _CALLS:
-        calls, content = _calls(content, f"{where}: {asked}", alone=True), ""
-    elif turn.get("tool_calls") is not None:
-        calls = _calls(turn["tool_calls"], f"{where}: tool_calls", alone=False)
-    elif turn.get("function_call") is not None:
-        calls = _calls(turn["function_call"], f"{where}: function_call", alone=True)
-    message: Message = {"role": ROLES[asked], "content": "" if content is None and calls else _content(content, where)}
-    for name in ("name", "tool_call_id"):
-        value = turn.get(name)
-        if value is not None and not isinstance(value, str):
-            raise RowError(f"{where}: {name} must be text, not {_kind(value)}")
-        if value:
-            message[name] = value
-    if calls:
-        message["tool_calls"] = calls
-    return message
-
-
-# Lists of turns
-
-
-def _refuse_python(column: str, text: str) -> None:
-    if _PYTHON_TURNS.match(text):
-        raise RowError(f"{column} is a list as Python's str() writes it, which cannot be read back: write it with json.dumps")
-
-
-def _listed(column: str, value: Any) -> list[Any]:
-    """Return a list that may be written as JSON text, as cells of CSV files are."""
-    if isinstance(value, str):
-        _refuse_python(column, value)
-        try:
-            value = strict_json(value)
-        except ValueError as error:
-            raise RowError(f"{column} is text that is not JSON: {error}") from error
-    if not isinstance(value, list):
-        raise RowError(f"{column} must be a list, not {_kind(value)}")
-    return value
-
-
-def _turns(column: str, value: Any) -> list[Message]:
-    """Read a list of turns. A system turn without text says nothing and is left out: ShareGPT data are full of them."""
-    messages = [_turn(turn, f"turn {number} of {column}") for number, turn in enumerate(_listed(column, value), 1)]
-    return [message for message in messages if message["role"] != "system" or has_content(message["content"])]
-
-
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and _first(value, "role", "from") is not None
-
-
-def _turns_in(text: str) -> list[Any]:
-    """Return the turns that a text holds as JSON. An answer may be a JSON list of its own: it holds none."""
-    if not _JSON_TURNS.match(text):
-        return []
-    try:
-        turns = strict_json(text)
-    except ValueError:
-        return []
-    return turns if all(map(_is_turn, turns)) else []
-
-
-def _turns_or_text(column: str, value: Any, role: str) -> list[Message]:
-    """Read what is a list of turns, one turn, or the text of one turn of this role."""
-    if isinstance(value, str):
-        _refuse_python(column, value)
-        turns = _turns_in(value)
-        return _turns(column, turns) if turns else [{"role": role, "content": value}]
-    if isinstance(value, dict) and _is_turn(value):
-        return _turns(column, [value])
-    if isinstance(value, list):
-        return _turns(column, value)
-    return [{"role": role, "content": _must_be_text(column, value)}]
+    return "" if column is None or row[column] is None else must_be_text(column, row[column])
 
 
 def _with_system(row: Row, messages: list[Message]) -> list[Message]:
@@ -308,7 +122,7 @@ def _trainable(messages: list[Message]) -> list[Message]:
 
 
 def _read_turns(names: Columns) -> Callable[[Row], Conversation]:
-    return lambda row: Conversation(_trainable(_with_system(row, _turns(*_take(row, names)))))
+    return lambda row: Conversation(_trainable(_with_system(row, read_turns(*_take(row, names)))))
 
 
 def _instruction(row: Row) -> str:
@@ -323,7 +137,7 @@ def _history(row: Row) -> list[Message]:
     messages: list[Message] = []
     if column is None or row[column] in (None, ""):
         return messages
-    for number, pair in enumerate(_listed(column, row[column]), 1):
+    for number, pair in enumerate(listed(column, row[column]), 1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise RowError(f"{column}: entry {number} must be a pair of texts, asked and answered")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
@@ -347,10 +161,10 @@ def _read_alpaca(row: Row) -> Conversation:
 def _read_prompt_completion(row: Row) -> Conversation:
     _refuse_disliked(row, "label")
     column, value = _take(row, _PROMPT)
-    prompt = _turns_or_text(column, value, "user")
+    prompt = turns_or_text(column, value, "user")
     if not prompt:
         raise RowError(f"{column} is an empty list")
-    return Conversation(_trainable(_with_system(row, prompt + _turns_or_text(*_take(row, _COMPLETION), "assistant"))))
+    return Conversation(_trainable(_with_system(row, prompt + turns_or_text(*_take(row, _COMPLETION), "assistant"))))
 
 
 _NO_PROMPT = "has no prompt: there is no column of it, and chosen and rejected do not begin with the same one"
@@ -389,18 +203,18 @@ def _asked(row: Row) -> list[Message]:
         return []
     if column == "instruction":
         return [{"role": "user", "content": _instruction(row)}]
-    return _turns_or_text(column, row[column], "user")
+    return turns_or_text(column, row[column], "user")
 
 
 def _pair(row: Row) -> tuple[list[Message], list[Message]]:
     """Return two whole conversations, prompt included."""
     (_, chosen), (_, rejected) = _take(row, _CHOSEN), _take(row, _REJECTED)
     asked = _asked(row)
-    if not asked and all(isinstance(text, str) and not _JSON_TURNS.match(text) for text in (chosen, rejected)):
+    if not asked and all(isinstance(text, str) and not JSON_TURNS.match(text) for text in (chosen, rejected)):
         return _without_prompt(chosen, rejected)
     whole = []
     for column, value in (("chosen", chosen), ("rejected", rejected)):
-        turns = _turns_or_text(column, value, "assistant")
+        turns = turns_or_text(column, value, "assistant")
         # UltraFeedback repeats the prompt, a text in its own column, in both conversations; TRL then reads these alone
         spoken = [turn["role"] for turn in asked] == ["user"] and any(turn["role"] == "user" for turn in turns)
         whole.append(turns if spoken or turns[: len(asked)] == asked else asked + turns)
@@ -434,7 +248,7 @@ def _label(column: str, value: Any) -> str:
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
     if isinstance(value, str | int):
         return str(value)
-    raise RowError(f"{column} must be text, a number, true or false, not {'NaN' if isinstance(value, float) else _kind(value)}")
+    raise RowError(f"{column} must be text, a number, true or false, not {'NaN' if isinstance(value, float) else kind_of(value)}")
 
 
 def _read_labelled_text(row: Row) -> Conversation:
@@ -464,7 +278,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _holds_either(value: Any) -> bool:
-    return _holds_text(value) or _holds_turns(value) or _is_turn(value)
+    return _holds_text(value) or _holds_turns(value) or is_turn(value)
 
 
 def _holds_label(value: Any) -> bool:
@@ -528,7 +342,7 @@ def _unknown(rows: Sequence[Row], template_columns: frozenset[str]) -> str:
     kinds: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
-            kinds.setdefault(name, set()).add(_kind(value))
+            kinds.setdefault(name, set()).add(kind_of(value))
     ours = sorted({name for known in _KNOWN.values() for names, _ in known.required for name in names})
     found = [
         f"{name} ({' or '.join(sorted(kinds[name]))}){'' if name in ours else did_you_mean(name, ours)}" for name in sorted(kinds)
