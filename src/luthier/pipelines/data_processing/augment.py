@@ -19,6 +19,8 @@ from pydantic import Field
 
 from luthier.configuration import Parameters
 from luthier.errors import UserError
+from luthier.records import user_text
+from luthier.text.extracted import extracted_texts
 from luthier.text.noise import Noise, add_noise
 from luthier.text.prepare import compact_json, strict_json
 
@@ -124,43 +126,10 @@ def paraphrase(text: str, paraphrases: Paraphrases, rate: float, seed_key: str) 
     return _pattern(tuple(paraphrases)).sub(replace, text)
 
 
-def _texts_of(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted path and the text of every string within a JSON value; places in lists have no name of their own."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _texts_of(item, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts_of(item, path)
-
-
-def _user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(message["content"] for message in messages if message["role"] == "user")
-
-
-def _values_to_keep(record: Record, protect: Sequence[str] | None) -> set[str]:
-    """Return the texts of the answers that the user's text holds; an answer that is not JSON is one text."""
-    user = _user_text(record["messages"])
-    kept = set()
-    for message in record["messages"]:
-        if message["role"] != "assistant":
-            continue
-        try:
-            answer = strict_json(message["content"])
-        except ValueError:
-            answer = message["content"]
-        for path, text in _texts_of(answer):
-            if text and text in user and (protect is None or not path or path in protect):
-                kept.add(text)
-    return kept
-
-
 def _can_be_joined(record: Record, longest: int) -> bool:
     roles = [message["role"] for message in record["messages"] if message["role"] != "system"]
     one_turn = roles == ["user", "assistant"] and not record["rejected"]
-    return one_turn and record["label"] is not None and len(_user_text(record["messages"])) <= longest
+    return one_turn and record["label"] is not None and len(user_text(record["messages"])) <= longest
 
 
 def _same_but_for_the_user(record: Record) -> str:
@@ -192,7 +161,7 @@ def _altered(
     if len(partners) > 1 and _draw(f"{draw}:mix") < parameters.mix:
         drawn = int(_draw(f"{draw}:partner") * len(partners))
         partner = partners[drawn] if partners[drawn]["key"] != record["key"] else partners[drawn - 1]
-        altered = _replace_user_turns(altered, lambda text, _: f"{text}\n{_user_text(partner['messages'])}")
+        altered = _replace_user_turns(altered, lambda text, _: f"{text}\n{user_text(partner['messages'])}")
         by.append("mix")
         done["with"] = partner["key"]
     worded = _replace_user_turns(
@@ -214,12 +183,12 @@ def _copies(
 ) -> Iterator[Record]:
     whole, rest = divmod(parameters.copies, 1)
     wanted = int(whole) + (_draw(f"{seed}:{record['key']}:copies") < rest)
-    values = _values_to_keep(record, parameters.protect)
-    seen = {_user_text(record["messages"])}
+    values = extracted_texts(record["messages"], parameters.protect)
+    seen = {user_text(record["messages"])}
     for number in range(1, wanted + 1):
         for attempt in range(_ATTEMPTS):
             altered, done = _altered(record, partners, parameters, paraphrases, f"{seed}:{record['key']}:{number}:{attempt}")
-            text = _user_text(altered["messages"])
+            text = user_text(altered["messages"])
             if text in seen or not all(value in text for value in values):
                 continue
             seen.add(text)

@@ -1,6 +1,6 @@
 """What do slips of the keyboard cost? The same messages once more, by kind of noise, and the paired drop of each metric."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from luthier.errors import UserError
 from luthier.pipelines.evaluation.score import means_of
 from luthier.records import user_text
 from luthier.stats import mean_of
+from luthier.text.extracted import extracted_texts
 from luthier.text.noise import Noise, add_noise
-from luthier.text.prepare import strict_json
 
 Record = Mapping[str, Any]
 _ATTEMPTS = 8  # a draw that loses a value of the answer, or changes nothing, is drawn again
@@ -59,7 +59,7 @@ def perturb(records: Sequence[Record], parameters: Robustness, seed: int) -> dic
 def _perturbed(record: Record, noise: Noise, protect: Sequence[str] | None, seed_key: str) -> dict[str, Any] | None:
     messages = list(record["messages"])
     before = user_text(messages[:-1])
-    needed = [text for text in _texts_to_extract(messages[-1]["content"], protect) if text in before]
+    needed = extracted_texts(messages, protect)
     for attempt in range(_ATTEMPTS):
         noisy = [
             {**message, "content": add_noise(message["content"], noise, f"{seed_key}:{record['id']}:{turn}:{attempt}")}
@@ -71,29 +71,6 @@ def _perturbed(record: Record, noise: Noise, protect: Sequence[str] | None, seed
         if after != before and all(text in after for text in needed):
             return {**record, "messages": noisy}
     return None
-
-
-def _texts_to_extract(answer: str, protect: Sequence[str] | None) -> list[str]:
-    """Return the texts that an answer may have taken from a message: those of its JSON, or the whole of a plain one."""
-    try:
-        value = strict_json(answer)
-    except ValueError:
-        return [] if protect == () else [answer]
-    if protect is not None:
-        value = [value[field] for field in protect if field in value] if isinstance(value, dict) else []
-    return [text for text in _strings(value) if text]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
 
 
 def drops(clean: pd.DataFrame, noisy: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
