@@ -59,7 +59,10 @@ def rules(spacy, tmp_path_factory):
     nlp = spacy.blank("en")
     ruler = nlp.add_pipe("entity_ruler", config={"phrase_matcher_attr": "LOWER"})
     ruler.add_patterns(
-        [{"label": "PERSON", "pattern": name} for name in [*PEOPLE, "Ann ann@shop.example", "A. B. Smith", "A B Smith"]]
+        [
+            {"label": "PERSON", "pattern": name}
+            for name in [*PEOPLE, "Ann ann@shop.example", "A. B. Smith", "A B Smith", "Li Wei", "Li Wei Chen"]
+        ]
     )
     ruler.add_patterns([{"label": "PERSON", "pattern": [{"LOWER": "ann"}, {"IS_SPACE": True}, {"LOWER": "smith"}]}])
     ruler.add_patterns([{"label": "GPE", "pattern": "Berlin"}, {"label": "FAC", "pattern": "12 Main Street"}])
@@ -273,8 +276,13 @@ def test_the_trained_pipeline_finds_somebody(trained):
 def test_rows_and_threads_do_not_matter(trained):
     texts = [f"I am {person} from Berlin, word{number}" for number, person in enumerate(PEOPLE * 10)]
     alone = [scrub_text(text, trained, KEY) for text in texts]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda text: scrub_text(text, trained, KEY), texts)) == alone
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the midst of a text
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda text: scrub_text(text, trained, KEY), texts)) == alone
+    finally:
+        sys.setswitchinterval(usual)
     backwards, _ = scrub_all(texts[::-1], KEY, recognizer=trained.recognizer())
     assert backwards[::-1] == [text for text, _ in alone]
 
@@ -283,6 +291,13 @@ def test_rows_and_threads_do_not_matter(trained):
 def test_a_name_is_found_anywhere_in_a_long_text(rules, before):
     text = ("word " * (before // 5 + 1))[:before] + " Ann Smith" + " word" * 12_000
     assert scrub_text(text, rules, KEY)[0] == text.replace("Ann Smith", ANN)
+
+
+def test_a_name_that_a_pieces_end_cuts_is_taken_out_whole(rules):
+    before = "word " * (LONGEST // 5 - 2) + "or "
+    text = f"{before} Li Wei Chen" + " word" * 1_000
+    assert text[:LONGEST].endswith(" Li Wei")
+    assert scrub_text(text, rules, KEY)[0] == text.replace("Li Wei Chen", placeholder("name", "Li Wei Chen", KEY))
 
 
 def test_new_words_do_not_fill_the_memory(rules, monkeypatch):
@@ -358,8 +373,12 @@ def test_errors_say_what_to_write(rules, tmp_path):
     assert "write `language: en`" in error(language="de")
 
 
-def test_a_pipeline_that_cannot_find_names_is_refused(spacy, tmp_path):
-    spacy.blank("en").to_disk(tmp_path / "model")
+@pytest.mark.parametrize("with_spans", [False, True])
+def test_a_pipeline_that_cannot_find_names_is_refused(spacy, tmp_path, with_spans):
+    nlp = spacy.blank("en")
+    if with_spans:  # which Presidio does not read, whatever their labels
+        nlp.add_pipe("span_ruler").add_patterns([{"label": label, "pattern": "Ann"} for label in ("PERSON", "GPE")])
+    nlp.to_disk(tmp_path / "model")
     with pytest.raises(UserError, match=r"does not find (LOCATION|PERSON)"):
         load_recognizer(PresidioSettings(model=str(tmp_path / "model")))
 
