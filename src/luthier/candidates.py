@@ -1,0 +1,196 @@
+"""From a parameter to what answers: a base model, a tuned one, a registered version, an endpoint."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from luthier.answers import Answerer, LocalAnswerer, identity_of
+from luthier.configuration import FolderParameters, ModelParameters, Parameters
+from luthier.endpoint import Endpoint, EndpointAnswerer
+from luthier.errors import UserError
+from luthier.models import ModelDirectory, load_model, load_tokenizer, load_tuned, resolve_base
+from luthier.packages.contents import PROMPT
+from luthier.text.prepare import PromptSettings
+
+if TYPE_CHECKING:
+    from luthier.registry import Version
+
+TAKEN = ("base", "tuned", "champion", "majority", "tfidf")
+"""Names of the models that are always compared."""
+
+
+class Candidate(Parameters):
+    """One more model to compare with: a version of the registry, or a model behind an endpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What to call it in tables and reports."""
+    version: int | str | None = None
+    """Number or alias of a registered version."""
+    endpoint: Endpoint | None = None
+    """An OpenAI-compatible endpoint, so that a hosted model can be the baseline. It is sent the prepared held-out messages."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name in TAKEN:
+            raise ValueError(f"is taken: {', '.join(TAKEN)} are always compared or reserved; choose another name")
+        return name
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> "Candidate":
+        if (self.version is None) == (self.endpoint is None):
+            raise ValueError("give either version (a number or an alias) or endpoint (url and model)")
+        return self
+
+
+def _names_differ(candidates: "tuple[Candidate, ...]") -> "tuple[Candidate, ...]":
+    names = [candidate.name for candidate in candidates]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(map(repr, repeated))} names more than one candidate: each needs a name of its own")
+    return candidates
+
+
+Candidates = Annotated[tuple[Candidate, ...], AfterValidator(_names_differ)]
+"""Candidates whose names differ."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How models on this machine are asked, the same for all of them."""
+
+    max_new_tokens: int
+    """Where an answer is cut."""
+    batch_tokens: int
+    """Prompt and answer tokens of one batch at most."""
+    precision: str = "auto"
+    """`bf16`, `fp32`, or `auto`: what this machine computes in."""
+
+    def answerer(self, name: str, weights: str, load: Callable[[Any], tuple[Any, Any]]) -> LocalAnswerer:
+        """Return what asks the model that `load` loads in the torch dtype that it is given."""
+        from luthier.machine import resolve_precision
+
+        precision = resolve_precision(self.precision)
+
+        def loaded() -> tuple[Any, Any]:
+            import torch
+
+            return load(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+        lengths = {"max_new_tokens": self.max_new_tokens, "batch_tokens": self.batch_tokens}
+        return LocalAnswerer(name, identity_of(weights, precision=precision, **lengths), loaded, **lengths)
+
+
+def base_answerer(model: ModelParameters, folders: FolderParameters, asking: Asking, name: str = "base") -> LocalAnswerer:
+    """Return the base model.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    base = resolve_base(model, folders)
+    return asking.answerer(name, base.identity, lambda dtype: (load_model(base, dtype), load_tokenizer(base)))
+
+
+def tuned_answerer(
+    tuned: ModelDirectory, model: ModelParameters, folders: FolderParameters, asking: Asking, name: str = "tuned"
+) -> LocalAnswerer:
+    """Return a tuned model on its base.
+
+    Raises:
+        UserError: if there is no such base, and when it is loaded, if the model was trained on another one.
+    """
+    base = resolve_base(model, folders)
+    weights = f"{base.identity}+{tuned.sha256}"
+    return asking.answerer(name, weights, lambda dtype: (load_tuned(base, tuned, dtype), load_tokenizer(base)))
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of the registry, with its package on this machine."""
+
+    model: str
+    """The registered model."""
+    version: "Version"
+    package: Path
+
+    @property
+    def name(self) -> str:
+        """Model and version, such as `luthier@3`."""
+        return f"{self.model}@{self.version.number}"
+
+    @property
+    def settings(self) -> PromptSettings:
+        """How a row or a client's messages become a prompt of this model."""
+        return PromptSettings.model_validate_json((self.package / PROMPT).read_text(encoding="utf-8"))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long its answers may be, as it was evaluated."""
+        return int(json.loads((self.package / "generation_config.json").read_text(encoding="utf-8"))["max_new_tokens"])
+
+    def answerer(
+        self, model: ModelParameters, folders: FolderParameters, asking: Asking, name: str | None = None
+    ) -> LocalAnswerer:
+        """Return what asks it.
+
+        Raises:
+            UserError: if it is an adapter of another base than `model`, when it is loaded.
+        """
+        from luthier.packages import facts_of, load_package
+
+        adapter = facts_of(self.package)["kind"] == "adapter"
+
+        def load(dtype: Any) -> tuple[Any, Any]:
+            base = resolve_base(model, folders) if adapter else None
+            loaded, tokenizer, _ = load_package(self.package, dtype, self.version.manifest, base=base)
+            return loaded, tokenizer
+
+        return asking.answerer(name or self.name, f"package:{self.version.manifest}", load)
+
+
+def fetch_version(which: int | str, folders: FolderParameters) -> Registered:
+    """Return a version of the registry that the active MLflow run belongs to, its package checked.
+
+    Args:
+        which: number or alias.
+        folders: of the project, whose cache of packages is used.
+
+    Raises:
+        UserError: if there is no such version, its bytes are not those that were registered, or no run is active.
+    """
+    from luthier.registry import of_active_run
+
+    cache = Path(folders.work).parent / "registry"
+    registry = of_active_run(cache)
+    if registry is None:
+        raise UserError("There is no MLflow run that says which registry is meant: run it through `kedro run`.")
+    version = registry.resolve(which)
+    return Registered(registry.name, version, registry.fetch(version, cache))
+
+
+def load_candidates(
+    candidates: Sequence[Candidate], model: ModelParameters, folders: FolderParameters, asking: Asking, parameter: str
+) -> list[Answerer]:
+    """Return what asks each candidate. Versions are fetched and checked here; models are loaded when they are asked.
+
+    Args:
+        candidates: from the parameters.
+        model: the base, which a version that is an adapter needs.
+        folders: of the project.
+        asking: how models are asked; of an endpoint, how long an answer may be.
+        parameter: where the candidates stand, for errors.
+
+    Raises:
+        UserError: if there is no such version.
+    """
+    found: list[Answerer] = []
+    for candidate in candidates:
+        if candidate.endpoint is not None:
+            where = f"{parameter}.{candidate.name}.endpoint"
+            found.append(EndpointAnswerer(candidate.name, candidate.endpoint, asking.max_new_tokens, where))
+        elif candidate.version is not None:
+            found.append(fetch_version(candidate.version, folders).answerer(model, folders, asking, candidate.name))
+    return found
