@@ -15,18 +15,33 @@ not handled here but by `luthier.text.prepare.rendered`.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from luthier.errors import UserError, did_you_mean
 from luthier.text.prepare import Message, RowError, has_content
-from luthier.text.turns import JSON_TURNS, is_turn, kind_of, listed, must_be_text, read_turns, turns_or_text
+from luthier.text.rows import (
+    CONVERSATIONS,
+    HISTORY,
+    INPUT,
+    INSTRUCTION,
+    LABELLED,
+    MESSAGES,
+    PROMPT,
+    SYSTEM,
+    Columns,
+    Row,
+    column_of,
+    history,
+    instruction,
+    take,
+    text_of,
+    with_system,
+)
+from luthier.text.turns import JSON_TURNS, is_turn, kind_of, read_turns, turns_or_text
 
 Shape = Literal["template", "preference", "messages", "sharegpt", "alpaca", "prompt_completion", "labelled_text", "text"]
-Row = Mapping[str, Any]
-Columns = tuple[str, ...]
-"""Names that one column goes by, the one to prefer first."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +57,11 @@ class Conversation:
     """The class of a labelled text."""
 
 
-_SYSTEM: Columns = ("system", "system_prompt")
-_MESSAGES: Columns = ("messages", "conversation", "chat")
-_CONVERSATIONS: Columns = ("conversations",)
-_INSTRUCTION: Columns = ("instruction",)
-_INPUT: Columns = ("input", "context")
 _OUTPUT: Columns = ("output", "response")
-_HISTORY: Columns = ("history",)
-_PROMPT: Columns = ("prompt", "question", "query", "input")
 _COMPLETION: Columns = ("completion", "response", "answer", "output")
 _ASKED: Columns = ("prompt", "question", "query", "instruction", "conversations", "input")  # before `chosen` and `rejected`
 _CHOSEN: Columns = ("chosen",)
 _REJECTED: Columns = ("rejected",)
-_LABELLED: Columns = ("text", "sentence", "content", "query", "utterance")
 _LABEL: Columns = ("label_text", "label_name", "label", "category", "intent", "class")  # SetFit: `label` numbers `label_text`
 _TEXT: Columns = ("text", "content")
 # What corpora for language modelling (C4, FineWeb, Dolma, Wikipedia, The Pile) know of a document. Beside any other column
@@ -64,43 +71,6 @@ _ABOUT_A_TEXT = {
     "timestamp", "meta", "metadata", "lang", "language", "language_score", "license", "licence", "dump", "file_path", "path",
     "filename", "token_count", "split",
 }  # fmt: skip
-
-
-# Columns
-
-
-def _column(row: Row, names: Columns) -> str | None:
-    """Return the first of the names that the row fills, or else the first that it has: Parquet gives every row every column."""
-    present = [name for name in names if name in row]
-    return next((name for name in present if row[name] is not None), present[0] if present else None)
-
-
-def _take(row: Row, names: Columns) -> tuple[str, Any]:
-    """Return a column that must be there, and its value."""
-    column = _column(row, names)
-    if column is None:
-        others = f" (nor {', '.join(map(repr, names[1:]))})" if names[1:] else ""
-        hint = next(filter(None, (did_you_mean(name, row) for name in names)), "")
-        raise RowError(f"has no column {names[0]!r}{others}{hint}")
-    return column, row[column]
-
-
-def _text(row: Row, names: Columns) -> str:
-    return must_be_text(*_take(row, names))
-
-
-def _optional_text(row: Row, names: Columns) -> str:
-    """Return the text of a column, empty if the row lacks it or leaves it null."""
-    column = _column(row, names)
-    return "" if column is None or row[column] is None else must_be_text(column, row[column])
-
-
-def _with_system(row: Row, messages: list[Message]) -> list[Message]:
-    """Put the system prompt of the row's own column first, unless the messages bring one."""
-    system = _optional_text(row, _SYSTEM)
-    if not has_content(system) or (messages and messages[0]["role"] == "system"):
-        return messages
-    return [{"role": "system", "content": system}, *messages]
 
 
 def _trainable(messages: list[Message]) -> list[Message]:
@@ -122,26 +92,7 @@ def _trainable(messages: list[Message]) -> list[Message]:
 
 
 def _read_turns(names: Columns) -> Callable[[Row], Conversation]:
-    return lambda row: Conversation(_trainable(_with_system(row, read_turns(*_take(row, names)))))
-
-
-def _instruction(row: Row) -> str:
-    """Return the user's turn: instruction and input on lines of their own, as LLaMA-Factory and axolotl join them."""
-    parts = (_optional_text(row, _INSTRUCTION), _optional_text(row, _INPUT))
-    return "\n".join(part for part in parts if has_content(part))
-
-
-def _history(row: Row) -> list[Message]:
-    """Return earlier turns: pairs of what was asked and answered."""
-    column = _column(row, _HISTORY)
-    messages: list[Message] = []
-    if column is None or row[column] in (None, ""):
-        return messages
-    for number, pair in enumerate(listed(column, row[column]), 1):
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise RowError(f"{column}: entry {number} must be a pair of texts, asked and answered")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return messages
+    return lambda row: Conversation(_trainable(with_system(row, read_turns(*take(row, names)))))
 
 
 def _refuse_disliked(row: Row, name: str) -> None:
@@ -151,20 +102,20 @@ def _refuse_disliked(row: Row, name: str) -> None:
 
 
 def _read_alpaca(row: Row) -> Conversation:
-    _take(row, _INSTRUCTION)
+    take(row, INSTRUCTION)
     _refuse_disliked(row, "kto_tag")
-    asked: Message = {"role": "user", "content": _instruction(row)}
-    answer: Message = {"role": "assistant", "content": _text(row, _OUTPUT)}
-    return Conversation(_trainable(_with_system(row, [*_history(row), asked, answer])))
+    asked: Message = {"role": "user", "content": instruction(row)}
+    answer: Message = {"role": "assistant", "content": text_of(row, _OUTPUT)}
+    return Conversation(_trainable(with_system(row, [*history(row), asked, answer])))
 
 
 def _read_prompt_completion(row: Row) -> Conversation:
     _refuse_disliked(row, "label")
-    column, value = _take(row, _PROMPT)
+    column, value = take(row, PROMPT)
     prompt = turns_or_text(column, value, "user")
     if not prompt:
         raise RowError(f"{column} is an empty list")
-    return Conversation(_trainable(_with_system(row, prompt + turns_or_text(*_take(row, _COMPLETION), "assistant"))))
+    return Conversation(_trainable(with_system(row, prompt + turns_or_text(*take(row, _COMPLETION), "assistant"))))
 
 
 _NO_PROMPT = "has no prompt: there is no column of it, and chosen and rejected do not begin with the same one"
@@ -198,17 +149,17 @@ def _without_prompt(chosen: str, rejected: str) -> tuple[list[Message], list[Mes
 
 def _asked(row: Row) -> list[Message]:
     """Return the prompt of a preference pair, empty if no column holds it."""
-    column = _column(row, _ASKED)
+    column = column_of(row, _ASKED)
     if column is None or row[column] is None:
         return []
     if column == "instruction":
-        return [{"role": "user", "content": _instruction(row)}]
+        return [{"role": "user", "content": instruction(row)}]
     return turns_or_text(column, row[column], "user")
 
 
 def _pair(row: Row) -> tuple[list[Message], list[Message]]:
     """Return two whole conversations, prompt included."""
-    (_, chosen), (_, rejected) = _take(row, _CHOSEN), _take(row, _REJECTED)
+    (_, chosen), (_, rejected) = take(row, _CHOSEN), take(row, _REJECTED)
     asked = _asked(row)
     if not asked and all(isinstance(text, str) and not JSON_TURNS.match(text) for text in (chosen, rejected)):
         return _without_prompt(chosen, rejected)
@@ -222,7 +173,7 @@ def _pair(row: Row) -> tuple[list[Message], list[Message]]:
 
 
 def _read_preference(row: Row) -> Conversation:
-    chosen, rejected = (_with_system(row, messages) for messages in _pair(row))
+    chosen, rejected = (with_system(row, messages) for messages in _pair(row))
     told = {}
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         try:
@@ -252,13 +203,13 @@ def _label(column: str, value: Any) -> str:
 
 
 def _read_labelled_text(row: Row) -> Conversation:
-    label = _label(*_take(row, _LABEL))
-    messages: list[Message] = [{"role": "user", "content": _text(row, _LABELLED)}, {"role": "assistant", "content": label}]
+    label = _label(*take(row, _LABEL))
+    messages: list[Message] = [{"role": "user", "content": text_of(row, LABELLED)}, {"role": "assistant", "content": label}]
     return Conversation(_trainable(messages), label=label)
 
 
 def _read_text(row: Row) -> Conversation:
-    text = _text(row, _TEXT)
+    text = text_of(row, _TEXT)
     if not has_content(text):
         raise RowError("the text is empty")
     return Conversation([{"role": "assistant", "content": text}])
@@ -296,7 +247,7 @@ class _Known:
     """Whether a column of which we know nothing tells that it is another shape."""
 
     def fits(self, row: Row) -> bool:
-        columns = [_column(row, names) for names, _ in self.required]
+        columns = [column_of(row, names) for names, _ in self.required]
         if not all(column and holds(row[column]) for column, (_, holds) in zip(columns, self.required, strict=True)):
             return False
         return not self.alone or all(value is None or name in _ABOUT_A_TEXT or name in columns for name, value in row.items())
@@ -307,12 +258,12 @@ class _Known:
 
 # The most specific first: a preference pair may have messages beside it, and most rows of a task have some text.
 _KNOWN: dict[Shape, _Known] = {
-    "preference": _Known(_read_preference, ((_CHOSEN, _holds_either), (_REJECTED, _holds_either)), (_ASKED, _INPUT, _SYSTEM)),
-    "messages": _Known(_read_turns(_MESSAGES), ((_MESSAGES, _holds_turns),), (_SYSTEM,)),
-    "sharegpt": _Known(_read_turns(_CONVERSATIONS), ((_CONVERSATIONS, _holds_turns),), (_SYSTEM,)),
-    "alpaca": _Known(_read_alpaca, ((_INSTRUCTION, _holds_text), (_OUTPUT, _holds_text)), (_INPUT, _HISTORY, _SYSTEM)),
-    "prompt_completion": _Known(_read_prompt_completion, ((_PROMPT, _holds_either), (_COMPLETION, _holds_either)), (_SYSTEM,)),
-    "labelled_text": _Known(_read_labelled_text, ((_LABELLED, _holds_text), (_LABEL, _holds_label))),
+    "preference": _Known(_read_preference, ((_CHOSEN, _holds_either), (_REJECTED, _holds_either)), (_ASKED, INPUT, SYSTEM)),
+    "messages": _Known(_read_turns(MESSAGES), ((MESSAGES, _holds_turns),), (SYSTEM,)),
+    "sharegpt": _Known(_read_turns(CONVERSATIONS), ((CONVERSATIONS, _holds_turns),), (SYSTEM,)),
+    "alpaca": _Known(_read_alpaca, ((INSTRUCTION, _holds_text), (_OUTPUT, _holds_text)), (INPUT, HISTORY, SYSTEM)),
+    "prompt_completion": _Known(_read_prompt_completion, ((PROMPT, _holds_either), (_COMPLETION, _holds_either)), (SYSTEM,)),
+    "labelled_text": _Known(_read_labelled_text, ((LABELLED, _holds_text), (_LABEL, _holds_label))),
     "text": _Known(_read_text, ((_TEXT, _holds_text),), alone=True),
 }
 
@@ -380,7 +331,7 @@ def columns_of(shape: Shape, row: Row) -> frozenset[str]:
     """
     known = _KNOWN[shape]
     groups = [names for names, _ in known.required] + list(known.optional)
-    columns = frozenset(column for names in groups if (column := _column(row, names)) is not None)
+    columns = frozenset(column for names in groups if (column := column_of(row, names)) is not None)
     if shape == "preference" and not columns & {"instruction"}:
-        return columns - (frozenset(_INPUT) - {_column(row, _ASKED)})  # an input is read only after an instruction
+        return columns - (frozenset(INPUT) - {column_of(row, _ASKED)})  # an input is read only after an instruction
     return columns
