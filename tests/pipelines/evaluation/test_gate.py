@@ -487,49 +487,49 @@ def test_a_model_that_breaks_one_rule_of_many_seldom_passes():
     """Better in all things but one, on whose limit it stands: passing takes one mistake."""
     random = np.random.default_rng(5)
     passed = 0
-    for _ in range(1000):
+    for _ in range(400):
         scores = scores_of({"base": -3.0, "tuned": 1.5}, size=200, seed=int(random.integers(1 << 31)))
         scores["on_the_limit"] = random.random(len(scores)) < 0.9
         written = [BETTER, {"metric": "field_accuracy", "better_than": "base"}, {"metric": "on_the_limit", "at_least": 0.9}]
         passed += decide(scores, rules(*written))["decision"] == "pass"
-    assert passed > 10
-    assert not often(passed, 1000, 0.05)
+    assert passed > 3
+    assert not often(passed, 400, 0.05)
 
 
 @pytest.mark.slow
 def test_slices_neither_hide_one_that_is_bad_nor_fail_a_model_by_their_number():
-    """Ten slices: one on its limit and the others far above, then all of them on their limits."""
+    """Six slices: one on its limit and the others far above, then all of them on their limits."""
     random = np.random.default_rng(6)
     written = rules({"metric": "exact_match", "no_slice_below": 0.6, "slice": "label"})
     passed = failed = 0
-    for _ in range(1000):
-        label = np.repeat(np.arange(10), 40)
-        right = random.random(400) < np.where(label == 0, 0.6, 0.95)
-        table = pd.DataFrame({"model": "tuned", "id": np.arange(400), "exact_match": right, "slice_label": label})
+    for _ in range(400):
+        label = np.repeat(np.arange(6), 40)
+        right = random.random(240) < np.where(label == 0, 0.6, 0.95)
+        table = pd.DataFrame({"model": "tuned", "id": np.arange(240), "exact_match": right, "slice_label": label})
         passed += decide(table, written)["decision"] == "pass"
-        failed += decide(table.assign(exact_match=random.random(400) < 0.6), written)["decision"] == "fail"
-    assert not often(passed, 1000, 0.05)
-    assert not often(failed, 1000, 0.05)
-    assert min(passed, failed) > 5
+        failed += decide(table.assign(exact_match=random.random(240) < 0.6), written)["decision"] == "fail"
+    assert not often(passed, 400, 0.05)
+    assert not often(failed, 400, 0.05)
+    assert min(passed, failed) > 0
 
 
 @pytest.mark.slow
 def test_the_best_of_several_alternatives_seldom_passes_by_luck_and_many_rules_seldom_fail_a_model():
     random = np.random.default_rng(7)
-    better = [{"metric": f"metric_{at}", "better_than": "base"} for at in range(8)]
+    better = [{"metric": f"metric_{at}", "better_than": "base"} for at in range(5)]
     passed = failed = 0
-    for _ in range(1000):
-        answers = {f"metric_{at}": random.random(240) < 0.6 for at in range(8)}
+    for _ in range(400):
+        answers = {f"metric_{at}": random.random(240) < 0.6 for at in range(5)}
         table = pd.DataFrame({"model": np.repeat(["tuned", "base"], 120), "id": np.tile(np.arange(120), 2), **answers})
         passed += decide(table, rules({"any_of": better}))["decision"] == "pass"
         failed += decide(table, rules(*better))["decision"] == "fail"
-    assert not often(passed, 1000, 0.05)
-    assert not often(failed, 1000, 0.05)
-    assert min(passed, failed) > 10
+    assert not often(passed, 400, 0.05)
+    assert not often(failed, 400, 0.05)
+    assert min(passed, failed) > 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [30, 200, 1000])
+@pytest.mark.parametrize("size", [30, 200])
 def test_the_gate_is_honest_over_a_thousand_evaluations_of_two_equal_models(size):
     passed = {"exact_match": 0, "field_accuracy": 0, "nll": 0}
     written = rules(*({"metric": metric, "better_than": "base"} for metric in passed))

@@ -640,8 +640,8 @@ def _finding(judged: Judged, p_missed: list[float], alpha: float) -> dict[str, A
 
 
 def _why(decision: str, judged: Judged, part: Part, p_missed: float, alpha: float) -> str:
-    if decision == "pass" and part.where.startswith(" in"):
-        return f"Shown to hold in all {len(judged.parts)} slices, least surely{part.where}."
+    if decision == "pass" and part.where and judged.together == "all":
+        return f"Shown to hold in every slice ({len(judged.parts)}), least surely{part.where}."
     if decision == "pass":
         return f"Shown to hold{part.where}."
     if decision == "fail":
