@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,7 +118,7 @@ class LocalAnswerer:
         """
         from luthier.generation import generate
 
-        model, tokenizer = self._model()
+        model, tokenizer = self.model()
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         prompts = [_prompt(tokenizer, turns, self.max_new_tokens, context) for turns in conversations]
         good = [number for number, prompt in enumerate(prompts) if not isinstance(prompt, Refusal)]
@@ -129,7 +129,12 @@ class LocalAnswerer:
             answers = iter(generate(model, tokenizer, asked, self.max_new_tokens, self.batch_tokens, progress, self.constraint))
         return [prompt if isinstance(prompt, Refusal) else next(answers) for prompt in prompts]
 
-    def _model(self) -> tuple[Any, Any]:
+    def model(self) -> tuple[Any, Any]:
+        """Return the model, on its device, and its tokenizer; loaded the first time.
+
+        Raises:
+            UserError: if it cannot be loaded.
+        """
         if self._loaded is None:
             model, tokenizer = self.load()
             self._loaded = model.eval().to(device_kind()), tokenizer
@@ -252,6 +257,25 @@ class AnswerStore:
                 raise
             replies = stored  # another run was faster: what is stored is what counts
         return Chunk(replies, False)
+
+    def measured(
+        self, answerer: Answerer, what: Any, measure: Callable[[], Sequence[Sequence[float]]]
+    ) -> list[list[float]]:
+        """Return what a model was measured to be: from the store, or by `measure`, whose rows of numbers are stored.
+
+        Args:
+            answerer: the model.
+            what: all else that decides the numbers, as JSON.
+            measure: called if they are not stored.
+        """
+        key = hash_of([FORMAT, answerer.identity, "measured", what])
+        place = self.folder / key[:2] / key[:32]
+        if not is_complete(place):
+            rows = [[float(value) for value in row] for row in measure()]
+            with suppress(FileExistsError), staged(place, identity=answerer.identity, format=FORMAT, rows=len(rows)) as staging:
+                write_table(pa.table({"values": pa.array(rows, pa.list_(pa.float64()))}), staging / "values.parquet")
+        found: list[list[float]] = pq.read_table(place / "values.parquet").column("values").to_pylist()
+        return found
 
     def _cut(self, conversations: Sequence[Sequence["Message"]]) -> Iterator[Sequence[Sequence["Message"]]]:
         for start in range(0, len(conversations), self.rows_per_chunk):

@@ -13,9 +13,10 @@ def print_summary(
     console = Console(width=max(100, Console().width))
     table = Table(title=f"Held-out messages: {evaluation['examples']}", title_justify="left")
     table.add_column("share right, with 95 % interval")
-    for name in ("majority", "TF-IDF", "base", "tuned", "tuned - base"):
-        table.add_column(name, justify="right", no_wrap=True)
     models = evaluation["models"]
+    others = [name for name in models if name != "tuned"]
+    for name in (*("TF-IDF" if name == "tfidf" else name for name in others), "tuned", "tuned - base"):
+        table.add_column(name, justify="right", no_wrap=True)
     fields = evaluation["fields"]
     metrics = [
         "field_accuracy",
@@ -24,7 +25,7 @@ def print_summary(
         *(f"accuracy_{field}" for field in fields if len(fields) > 1),
     ]
     for metric in metrics:
-        cells = [f"{models[name][metric]['value']:.3f}" for name in ("majority", "tfidf", "base")]
+        cells = [f"{models[name][metric]['value']:.3f}" if metric in models[name] else "-" for name in others]
         tuned = models["tuned"][metric]
         difference = evaluation["differences"]["tuned_minus_base"].get(metric)
         gain = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]" if difference else ""

@@ -1,17 +1,23 @@
-"""What a model answers, and how likely it finds the right answer, does not depend on who else is in its batch."""
+"""How likely a model finds an answer or a label does not depend on who else is in its batch."""
+
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharp import sharp_tiny
 
-from luthier.configuration import FolderParameters, ModelParameters
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, make_examples, micro_batches
-from luthier.models import load_model, load_tokenizer, resolve_base
-from luthier.pipelines.evaluation.answer import encode_prompts, generate, negative_log_likelihoods
+from luthier.pipelines.evaluation.answer import (
+    answer_with_label,
+    label_log_likelihoods,
+    negative_log_likelihoods,
+    right_answers,
+)
 from luthier.shards import write_shards
 from luthier.text.chat import encode
-from luthier.text.prepare import PromptSettings, conversation
+from luthier.text.prepare import PromptSettings, compact_json, conversation
 
 PROMPT = PromptSettings(system="Be brief.", user="{{ body }}", assistant="{{ answer }}")
 TEXTS = [
@@ -28,72 +34,64 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Return the tiny model in fp32 and its tokenizer; sharper than as built, so that answers differ."""
-    folder = str(tmp_path_factory.mktemp("models"))
-    base = resolve_base(
-        ModelParameters(base="tiny:llama"), FolderParameters(root=folder, base_models=folder, shards="", work=folder)
-    )
-    model = load_model(base, torch.float32).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(8)
-    return model, load_tokenizer(base)
+    return sharp_tiny(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module")
-def prompts(tiny):
-    """Return prompts of several lengths."""
-    return encode_prompts(tiny[1], [conversation({"body": text, "answer": "x"}, PROMPT) for text in TEXTS])
+def asked(texts=TEXTS):
+    """Return the turns before the answer, and the answers."""
+    made = [conversation({"body": text, "answer": f"yes, {text}"}, PROMPT) for text in texts]
+    return [messages[:-1] for messages in made], [messages[-1]["content"] for messages in made]
 
 
-def answer(tiny, prompts, batch_tokens=8192, length=12):
-    """Generate, and count the answers that were reported."""
-    done = []
-    answers = generate(*tiny, prompts, length, batch_tokens, done.append)
-    assert sum(done) == len(prompts)
-    return answers
+def test_right_answers_are_learnt_as_in_training(tiny):
+    turns, answers = asked()
+    for found, before, answer in zip(right_answers(tiny[1], turns, answers), turns, answers, strict=True):
+        encoded = encode(tiny[1], [*before, {"role": "assistant", "content": answer}])
+        learnt = [-100, *found.labels[:-1].tolist()]
+        assert found.input_ids.tolist() == encoded.input_ids
+        assert [token if yes else -100 for token, yes in zip(encoded.input_ids, encoded.supervised, strict=True)] == learnt
 
 
-def test_answers_in_batches_equal_those_one_at_a_time(tiny, prompts):
-    alone = [answer(tiny, [prompt])[0] for prompt in prompts]
-    assert len(set(alone)) > 1
-    for batch_tokens in (1, 200, 500, 8192):
-        assert answer(tiny, prompts, batch_tokens) == alone
-    assert answer(tiny, prompts[::-1]) == alone[::-1]
-    assert answer(tiny, [prompts[2], *prompts]) == [alone[2], *alone]
+def test_only_the_last_answer_of_a_conversation_is_judged(tiny):
+    before = [*asked(["hi"])[0][0], {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and now?"}]
+    (found,) = right_answers(tiny[1], [before], ["no"])
+    assert tiny[1].decode(found.labels[found.labels != IGNORED]) == "no<|im_end|>"
 
 
-def test_an_answer_ends_at_the_end_marker_and_not_later(tiny, prompts):
-    model, tokenizer = tiny
-    before = tokenizer.eos_token
-    answers = answer(tiny, prompts, length=16)
-    # make a token end answers that the model does write: what stands before it stays, what follows is gone
-    written = model.generate(torch.tensor([prompts[1]]), max_new_tokens=16, do_sample=False)[0, len(prompts[1]) :].tolist()
-    end = written[5]
-    try:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-        for batch_tokens in (1, 8192):
-            cut = answer(tiny, prompts, batch_tokens, length=16)
-            assert cut[1] == tokenizer.decode(written[: written.index(end)], skip_special_tokens=True).strip()
-    finally:
-        tokenizer.eos_token = before
-    assert answer(tiny, prompts, length=16) == answers
+LABELS = ['"refund"', '"refund_status"', '"praise"', "null", '"Ü"']
 
 
-def test_no_prompts_have_no_answers(tiny):
-    assert answer(tiny, []) == []
-    assert negative_log_likelihoods(tiny[0], [], 100) == []
+def test_the_likelihood_of_labels_is_that_of_their_tokens(tiny):
+    turns, _ = asked(["where is it", "thanks"])
+    answers = ['{"urgency":"low","intent":"praise","order":null}', '{"urgency":"high","intent":"refund","order":"QF-1"}']
+    for budget in (1, 4096):
+        found = label_log_likelihoods(*tiny, turns, answers, LABELS, "intent", budget)
+        for row, before, urgency in zip(found, turns, ("low", "high"), strict=True):
+            for value, label in zip(row, LABELS, strict=True):
+                text = f'{{"urgency":"{urgency}","intent":{label}'  # the tiny tokenizer has a token a byte
+                (whole,) = right_answers(tiny[1], [before], [text])
+                whole.labels[(whole.labels == tiny[1].eos_token_id).nonzero()[-1]] = IGNORED
+                assert value == pytest.approx(-by_hand(tiny[0], whole), rel=1e-3, abs=1e-2)
 
 
-def test_prompts_are_those_of_training(tiny):
-    for text in TEXTS:
-        messages = conversation({"body": text, "answer": "yes"}, PROMPT)
-        example = encode(tiny[1], messages)
-        (prompt,) = encode_prompts(tiny[1], [messages])
-        assert example.input_ids[: len(prompt)] == prompt
-        assert example.supervised.index(True) == len(prompt)
+def test_a_label_that_is_the_answer_is_told_from_one_that_goes_on(tiny):
+    turns, answers = asked(["hi"])
+    (found,) = label_log_likelihoods(*tiny, turns, answers, ["refund", "refund_status"], None, 4096)
+    for value, label in zip(found, ["refund", "refund_status"], strict=True):
+        assert value == pytest.approx(-by_hand(tiny[0], right_answers(tiny[1], turns, [label])[0]), rel=1e-3, abs=1e-2)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.one_of(st.none(), st.text(max_size=4), st.integers()), min_size=1),
+    st.one_of(st.none(), st.text(max_size=4)),
+    st.data(),
+)
+def test_another_label_changes_nothing_else_in_an_answer(fields, label, data):
+    field = data.draw(st.sampled_from(sorted(fields)))
+    changed, end = answer_with_label(compact_json(fields), compact_json(label), field)
+    assert json.loads(changed) == {**fields, field: label}
+    assert list(json.loads(changed)) == list(fields)
+    assert changed[:end].endswith(f'"{field}":{compact_json(label)}')
 
 
 EXAMPLES = st.lists(st.tuples(st.integers(2, 40), st.integers(0, 2**16)), min_size=1, max_size=6)

@@ -17,6 +17,7 @@ from luthier.text.noise import Noise
 from luthier.text.prepare import compact_json
 
 ROOT = Path(__file__).resolve().parents[3]
+ALL = Robustness(kinds=["typos", "casing", "noise"])
 WORDS = ["where", "Kettle", "machine", "order", "leaking,", "QF-863149", "please!", "Anna", "not", "日本"]
 MESSAGES = st.lists(
     st.tuples(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join), st.sampled_from(WORDS)),
@@ -42,7 +43,7 @@ def test_values_survive_and_nothing_but_the_users_turn_changes(made, seed, plain
         record(str(n), text, word if plain else compact_json({"deep": [{"word": word}], "n": 1}))
         for n, (text, word) in enumerate(made)
     ]
-    found = perturb(records, Robustness(), seed)
+    found = perturb(records, ALL, seed)
     assert list(found) == list(KINDS)
     by_id = {one["id"]: one for one in records}
     for kind, changed in found.items():
@@ -58,8 +59,8 @@ def test_values_survive_and_nothing_but_the_users_turn_changes(made, seed, plain
             if kind == "casing":
                 assert user_text(one["messages"]).casefold() == user_text(before["messages"]).casefold()
     # neither the order of records nor who else is there matters
-    assert perturb(records[::-1], Robustness(), seed) == {kind: changed[::-1] for kind, changed in found.items()}
-    assert perturb(records[:1], Robustness(), seed) == {
+    assert perturb(records[::-1], ALL, seed) == {kind: changed[::-1] for kind, changed in found.items()}
+    assert perturb(records[:1], ALL, seed) == {
         kind: [one for one in changed if one["id"] == "0"] for kind, changed in found.items()
     }
 
@@ -85,18 +86,18 @@ def shipped():
 def test_most_of_the_shipped_messages_can_be_perturbed_and_seeds_differ():
     rows = shipped()
     assert len(rows) > 150
-    found = perturb(rows, Robustness(), 0)
+    found = perturb(rows, ALL, 0)
     for changed in found.values():
         assert len(changed) > 0.9 * len(rows)
-    assert perturb(rows[:20], Robustness(), 0) == {
+    assert perturb(rows[:20], ALL, 0) == {
         kind: [one for one in changed if one["id"] in {row["id"] for row in rows[:20]}] for kind, changed in found.items()
     }
-    assert perturb(rows[:20], Robustness(), 1)["typos"] != perturb(rows[:20], Robustness(), 0)["typos"]
+    assert perturb(rows[:20], ALL, 1)["typos"] != perturb(rows[:20], ALL, 0)["typos"]
 
 
 def test_records_of_the_same_text_are_perturbed_each_in_its_own_way():
     text = "the machine leaks water everywhere since yesterday morning and nobody answers my calls"
-    found = perturb([record(str(n), text, "x") for n in range(8)], Robustness(), 0)
+    found = perturb([record(str(n), text, "x") for n in range(8)], ALL, 0)
     assert len({user_text(one["messages"]) for one in found["typos"]}) == 8
 
 
@@ -156,3 +157,10 @@ def test_kinds_and_models_are_told_apart():
 def test_messages_that_were_never_answered_unchanged_are_told():
     with pytest.raises(UserError, match="2 messages changed by typos were not answered unchanged by tuned"):
         drops(scores([True] * 3), {"typos": scores([True] * 5)}, 0)
+
+
+def test_kinds_are_known_by_name_or_written_down():
+    assert ALL.kinds == dict(KINDS)
+    assert Robustness().kinds == {}
+    with pytest.raises(ValueError, match=r"no kind of noise 'typo' \(did you mean 'typos'\?\); known: typos, casing, noise"):
+        Robustness(kinds=["typo"])

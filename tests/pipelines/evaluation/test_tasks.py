@@ -19,7 +19,7 @@ from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.likelihood import IGNORED
 from luthier.models import load_model, load_tokenizer, resolve_base
-from luthier.pipelines.evaluation.answer import negative_log_likelihoods
+from luthier.pipelines.evaluation.answer import negative_log_likelihoods, passage_examples
 from luthier.pipelines.evaluation.score import compare
 from luthier.pipelines.evaluation.tasks import (
     TEXT_METRICS,
@@ -29,8 +29,6 @@ from luthier.pipelines.evaluation.tasks import (
     confusion,
     is_refusal,
     read_passages,
-    retention_examples,
-    retention_table,
     score_by_tasks,
     text_scores,
     token_f1,
@@ -348,7 +346,7 @@ def test_the_shipped_passages_are_as_they_were_promised():
 def test_every_token_of_a_passage_but_the_first_is_predicted(tiny):
     model, tokenizer = tiny
     passages = read_passages(GENERAL).head(3)
-    for text, one in zip(passages["text"], retention_examples(tokenizer, passages), strict=True):
+    for text, one in zip(passages["text"], passage_examples(tokenizer, [], passages["text"]), strict=True):
         assert tokenizer.decode(one.input_ids) == text
         assert one.labels[:-1].tolist() == one.input_ids[1:].tolist()
         assert one.labels[-1] == IGNORED
@@ -361,7 +359,7 @@ def test_every_token_of_a_passage_but_the_first_is_predicted(tiny):
 def test_forgetting_is_seen(tiny):
     model, tokenizer = tiny
     passages = read_passages(GENERAL).head(12)
-    examples = retention_examples(tokenizer, passages)
+    examples = passage_examples(tokenizer, [], passages["text"])
     before = negative_log_likelihoods(model, examples, 8192)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     try:
@@ -374,8 +372,12 @@ def test_forgetting_is_seen(tiny):
         after = negative_log_likelihoods(model, examples, 8192)
     finally:
         model.load_state_dict(weights)
-    table = retention_table(passages, examples, {"base": before, "tuned": after, "same": before})
-    assert set(table) == {"model", "id", "slice_kind", "nll", "supervised_tokens"}
+    tokens = [len(one.input_ids) - 1 for one in examples]
+    losses = {"base": before, "tuned": after, "same": before}
+    table = pd.concat(
+        pd.DataFrame({"model": name, "id": passages["id"], "nll": nll, "supervised_tokens": tokens})
+        for name, nll in losses.items()
+    )
     found = compare_retention(table.sample(frac=1, random_state=0), seed=0)
     assert found["differences"]["tuned_minus_base"]["nll_per_token"]["low"] > 0
     assert found["differences"]["same_minus_base"]["nll_per_token"] == {"value": 0, "low": 0, "high": 0}

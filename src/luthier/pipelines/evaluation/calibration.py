@@ -6,8 +6,9 @@ what such a model would show: answers drawn right with the very confidence that 
 Smith 2007, Weather and Forecasting 22). Brier score as Brier (1950) defined it, over all labels.
 """
 
+import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ BINS = 15  # as Guo et al.
 class Calibration:
     """How far confidence and rightness lie apart."""
 
+    of: Literal["label", "answer"]
+    """Whether the confidence is the probability of the likeliest label, or that of the whole answer."""
     examples: int
     accuracy: float
     confidence: float
@@ -76,7 +79,7 @@ def calibrate_labels(probabilities: ArrayLike, right: ArrayLike, seed: int, bins
     truth[known, at[known]] = 1
     # the squares of the labels, plus that of a right answer which is no candidate and has probability 0
     brier = ((table - truth) ** 2).sum(1) + (at < 0)
-    return _calibration(table.max(1), table.argmax(1) == at, brier, seed, bins)
+    return _calibration("label", table.max(1), table.argmax(1) == at, brier, seed, bins)
 
 
 def confidence_of(mean_log_probabilities: ArrayLike) -> Floats:
@@ -105,10 +108,38 @@ def calibrate_confidence(confidence: ArrayLike, right: ArrayLike, seed: int, bin
         raise ValueError(f"a confidence and a verdict for each answer are needed, not {sure.shape}, {hit.shape}")
     if not ((sure >= 0) & (sure <= 1)).all():
         raise ValueError("confidences must lie between 0 and 1")
-    return _calibration(sure, hit, (sure - hit) ** 2, seed, bins)
+    return _calibration("answer", sure, hit, (sure - hit) ** 2, seed, bins)
 
 
-def _calibration(sure: Floats, hit: NDArray[np.bool_], brier: Floats, seed: int, bins: int) -> Calibration:
+def calibrate_answers(scores: pd.DataFrame, seed: int) -> dict[str, Calibration]:
+    """Return the calibration of each model of which a confidence is known.
+
+    Args:
+        scores: of one set of questions: `model`, `id`, `exact_match`; where known `label_scores` (JSON, label ->
+            log-likelihood; empty where there is none) with `label_expected`, and `output_confidence`.
+        seed: of resampling.
+
+    Returns:
+        by model, that of its label probabilities where they were measured, else that of its confidence in whole answers.
+    """
+    found = {}
+    for model, table in scores.groupby("model", sort=False):
+        measured = table[table["label_scores"].fillna("") != ""] if "label_scores" in table else table[:0]
+        if len(measured):
+            told = [json.loads(text) for text in measured["label_scores"]]
+            labels = list(told[0])
+            probabilities = label_probabilities([[one[label] for label in labels] for one in told])
+            number = {label: at for at, label in enumerate(labels)}
+            right = [number.get(label, -1) for label in measured["label_expected"]]
+            found[str(model)] = calibrate_labels(probabilities, right, seed)
+        elif "output_confidence" in table and table["output_confidence"].notna().all():
+            found[str(model)] = calibrate_confidence(table["output_confidence"], table["exact_match"], seed)
+    return found
+
+
+def _calibration(
+    of: Literal["label", "answer"], sure: Floats, hit: NDArray[np.bool_], brier: Floats, seed: int, bins: int
+) -> Calibration:
     # nothing may depend on the order of the rows, the bootstrap included
     order = np.lexsort((brier, hit, sure))
     sure, right, brier = sure[order], hit[order].astype(np.float64), brier[order]
@@ -140,6 +171,7 @@ def _calibration(sure: Floats, hit: NDArray[np.bool_], brier: Floats, seed: int,
         }
     )
     return Calibration(
+        of=of,
         examples=len(sure),
         accuracy=float(right.mean()),
         confidence=float(sure.mean()),

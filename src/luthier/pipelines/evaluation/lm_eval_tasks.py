@@ -29,6 +29,29 @@ class LmEval(Parameters):
     """Examples that the model sees at once."""
 
 
+def task_manager(parameters: LmEval, folder: Path) -> Any:
+    """Return lm-eval's index of the folder's tasks, in which all that are asked for are.
+
+    Raises:
+        UserError: if lm-eval is not installed, the folder is missing, or it has no task of that name.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            f'evaluation.lm_eval: lm-eval cannot be imported ({error}): pip install "luthier[lm-eval]", or leave tasks empty.'
+        ) from error
+    if not folder.is_dir():
+        raise UserError(f"evaluation.lm_eval.folder: there is no folder {folder}.")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    unknown = [task for task in parameters.tasks if task not in manager.all_tasks]
+    if unknown:
+        told = [f"no task {task!r}{did_you_mean(task, manager.all_tasks)}" for task in unknown]
+        known = ", ".join(manager.all_tasks) or "none"
+        raise UserError(f"evaluation.lm_eval.tasks: {'; '.join(told)} in {folder}; it holds: {known}.")
+    return manager
+
+
 def run_lm_eval(name: str, model: Any, tokenizer: Any, parameters: LmEval, folder: Path, seed: int) -> pd.DataFrame:
     """Let a model do tasks of lm-eval.
 
@@ -45,26 +68,14 @@ def run_lm_eval(name: str, model: Any, tokenizer: Any, parameters: LmEval, folde
         from lm-eval's standard error; NaN where it gives none), `higher_is_better`. Prompts go through the chat template.
 
     Raises:
-        UserError: if lm-eval is not installed, the folder is missing, or it has no task of that name.
+        UserError: as `task_manager`.
     """
     if not parameters.tasks:
         return pd.DataFrame(columns=FIGURES)
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError(
-            f'evaluation.lm_eval: lm-eval cannot be imported ({error}): pip install "luthier[lm-eval]", or leave tasks empty.'
-        ) from error
-    if not folder.is_dir():
-        raise UserError(f"evaluation.lm_eval.folder: there is no folder {folder}.")
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    unknown = [task for task in parameters.tasks if task not in manager.all_tasks]
-    if unknown:
-        told = [f"no task {task!r}{did_you_mean(task, manager.all_tasks)}" for task in unknown]
-        known = ", ".join(manager.all_tasks) or "none"
-        raise UserError(f"evaluation.lm_eval.tasks: {'; '.join(told)} in {folder}; it holds: {known}.")
+    manager = task_manager(parameters, folder)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     results = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=parameters.batch_size),
         tasks=list(parameters.tasks),

@@ -2,196 +2,273 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
-from luthier.configuration import FolderParameters, ModelParameters
-from luthier.models import ModelDirectory, load_model, load_tokenizer, load_tuned, resolve_base
-from luthier.pipelines.evaluation import baselines, gate, report, score
+from luthier.answers import Answerer, AnswerStore
+from luthier.candidates import Asking, Registered, base_answerer, fetch_version, tuned_answerer
+from luthier.configuration import DataParameters, FolderParameters, ModelParameters
+from luthier.endpoint import Endpoint, EndpointAnswerer
+from luthier.models import ModelDirectory
+from luthier.pipelines.evaluation import baselines, gate, lm_eval_tasks, plots, report, robustness, safety, score, tasks
+from luthier.pipelines.evaluation.ask import COLUMNS, ask
+from luthier.pipelines.evaluation.calibration import calibrate_answers
+from luthier.pipelines.evaluation.gate_report import render_markdown
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
-from luthier.pipelines.evaluation.slices import slice_columns
-from luthier.pipelines.evaluation.tasks import compare_retention
+from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
+from luthier.pipelines.evaluation.slices import figures_by_slice, slice_columns
 from luthier.records import user_text
+from luthier.registry import of_active_run
 from luthier.shards import Shards
+from luthier.text.prepare import PromptSettings
 
 logger = logging.getLogger(__name__)
 
 
-def _test_records(records: Shards, examples: Shards, limit: int | None) -> pd.DataFrame:
-    """Return the test records that became examples, sorted by id, with the message and the right answer."""
-    lengths = examples.to_pandas(["id", "supervised"]).assign(supervised_tokens=lambda t: t["supervised"].map(sum))
-    table = records.to_pandas()
-    table = table[table["split"] == "test"].merge(lengths[["id", "supervised_tokens"]], on="id").sort_values("id")
-    table["expected"] = table["messages"].map(lambda messages: messages[-1]["content"])
-    table["prompt"] = table["messages"].map(user_text)
-    return table.head(limit).reset_index(drop=True) if limit else table.reset_index(drop=True)
-
-
-def _answer(
-    name: str,
-    model: Any,
-    tokenizer: Any,
+def prepare_questions(
     records: Shards,
     examples: Shards,
+    prompt_settings: dict[str, Any],
+    answer_schema: dict[str, Any],
+    data: DataParameters,
     parameters: EvaluationParameters,
     folders: FolderParameters,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Let one model answer the test messages, and measure the loss of the right answers and of general texts."""
-    import torch
+    seed: int,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Fix what every model is asked and how answers are judged; every file that evaluation needs is read here, before training.
 
-    from luthier.likelihood import make_examples
-    from luthier.pipelines.evaluation.answer import encode_prompts, generate, negative_log_likelihoods
-    from luthier.pipelines.evaluation.tasks import read_passages, retention_examples, retention_table
-
+    Returns:
+        the questions, and the plan: `tasks`, `labels` (those of training, if the probability of each is to be measured),
+        `checks` (of safety), `system` (the data's system prompt).
+    """
+    settings = PromptSettings.model_validate(prompt_settings)
+    checks = []
+    if data.safety_checks and settings.user is not None:  # as the answer schema, they belong to rows that the templates read
+        checks = safety.load_checks(Path(folders.locate(data.safety_checks)), answer_schema)
     passages = None
-    if parameters.retention.path:  # read first: a mistake in the file is told before the work begins
-        passages = read_passages(Path(folders.locate(parameters.retention.path)))
-
-    test = _test_records(records, examples, parameters.max_examples)
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    encoded = {example.id: example for example in make_examples(examples, "test")}
-    prompts = encode_prompts(tokenizer, test["messages"].tolist())
-    console = Console(stderr=True)
-    steps = track(range(len(prompts)), f"{name} answers", console=console, disable=not console.is_terminal)
-    ticks = iter(steps)
-
-    def progress(done: int) -> None:
-        for _ in range(done):
-            next(ticks, None)
-
-    logger.info("The %s model answers %d held-out messages.", name, len(test))
-    answers = generate(model, tokenizer, prompts, parameters.max_new_tokens, parameters.batch_tokens, progress)
-    next(ticks, None)
-    losses = negative_log_likelihoods(model, [encoded[key] for key in test["id"]], parameters.batch_tokens)
-    told = test[["id", "prompt", "expected", "supervised_tokens"]].assign(model=name, answer=answers, nll=losses)
-    if passages is None:
-        return told, pd.DataFrame(columns=["model", "id", "slice_kind", "nll", "supervised_tokens"])
-    general = retention_examples(tokenizer, passages)
-    losses = negative_log_likelihoods(model, general, parameters.batch_tokens)
-    return told, retention_table(passages, general, {name: losses})
+    if parameters.retention.path:
+        passages = tasks.read_passages(Path(folders.locate(parameters.retention.path)))
+    if parameters.lm_eval.tasks:
+        lm_eval_tasks.task_manager(parameters.lm_eval, Path(folders.locate(parameters.lm_eval.folder)))
+    table = records.to_pandas(["messages", "split"])
+    answers = table["messages"].map(lambda messages: messages[-1]["content"])
+    chosen = tasks.choose_tasks(answers.tolist(), answer_schema, parameters.tasks)
+    plan = {
+        "tasks": list(chosen),
+        "labels": tasks.labels_of(answers[table["split"] == "train"].tolist(), parameters.tasks)
+        if "classification" in chosen
+        else [],
+        "checks": [check.model_dump() for check in checks],
+        "system": settings.system,
+    }
+    test = held_out(records, examples, parameters.max_examples)
+    key = os.environ.get("LUTHIER_PII_KEY", "")
+    questions = make_questions(test, checks, passages, settings, parameters.robustness, seed, key)
+    asked = asked_of(questions[questions["set"] != "general"])
+    for candidate in parameters.candidates:
+        if candidate.endpoint is not None:  # a wrong address or key is told now
+            AnswerStore.of(folders).check(_at_endpoint(candidate.name, candidate.endpoint, parameters), asked)
+    return questions, plan
 
 
-def _dtype(precision: str) -> Any:
-    import torch
-
-    from luthier.machine import resolve_precision
-
-    return torch.bfloat16 if resolve_precision(precision) == "bf16" else torch.float32
+def answer_with_baselines(records: Shards, questions: pd.DataFrame) -> pd.DataFrame:
+    """Let the majority answer and TF-IDF with logistic regression answer the same messages."""
+    table = records.to_pandas(["messages", "split"])
+    train = table[table["split"] == "train"]["messages"]
+    texts, answers = train.map(user_text).tolist(), train.map(lambda messages: messages[-1]["content"]).tolist()
+    asked = questions[questions["set"].isin(["test", "noise"])].drop(columns="messages")
+    majority = asked.assign(model="majority", answer=baselines.majority_answer(answers))
+    tfidf = asked.assign(model="tfidf", answer=baselines.tfidf_answers(texts, answers, asked["prompt"].tolist()))
+    return pd.concat([majority, tfidf], ignore_index=True)
 
 
 def answer_with_base(
-    records: Shards,
-    examples: Shards,
+    questions: pd.DataFrame,
+    plan: dict[str, Any],
     model: ModelParameters,
     parameters: EvaluationParameters,
     folders: FolderParameters,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Let the base model answer the held-out messages, and read general texts."""
-    base = resolve_base(model, folders)
-    return _answer(
-        "base",
-        load_model(base, _dtype(parameters.precision)),
-        load_tokenizer(base),
-        records,
-        examples,
-        parameters,
-        folders,
-    )
+) -> pd.DataFrame:
+    """Let the base model answer, and read."""
+    return _ask(base_answerer(model, folders, _asking(parameters)), questions, plan, parameters, folders)
 
 
 def answer_with_tuned(
     tuned: ModelDirectory,
-    records: Shards,
-    examples: Shards,
+    questions: pd.DataFrame,
+    plan: dict[str, Any],
     model: ModelParameters,
     parameters: EvaluationParameters,
     folders: FolderParameters,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> pd.DataFrame:
     """Let the tuned model do the same."""
-    base = resolve_base(model, folders)
-    loaded = load_tuned(base, tuned, _dtype(parameters.precision))
-    return _answer("tuned", loaded, load_tokenizer(base), records, examples, parameters, folders)
+    return _ask(tuned_answerer(tuned, model, folders, _asking(parameters)), questions, plan, parameters, folders)
 
 
 def answer_with_champion(
-    records: Shards, examples: Shards, model: ModelParameters, parameters: EvaluationParameters, folders: FolderParameters
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Let the model that is in production do the same, if there is one; its losses count if it reads the same tokens."""
-    from luthier.packages import load_package
-    from luthier.registry import of_active_run
-
+    questions: pd.DataFrame,
+    plan: dict[str, Any],
+    model: ModelParameters,
+    parameters: EvaluationParameters,
+    folders: FolderParameters,
+) -> pd.DataFrame:
+    """Let the model that is in production do the same, if there is one."""
     registry = of_active_run(Path(folders.work).parent / "registry")
-    line = registry.log.last() if registry else None
-    if registry is None or line is None:
+    if registry is None or registry.log.last() is None:
         logger.info("No model is in production yet: there is no champion to compare with.")
-        return pd.DataFrame(), pd.DataFrame()
-    package = registry.fetch(registry.resolve(line.version), Path(folders.work).parent / "registry")
-    champion, tokenizer, _ = load_package(package, _dtype(parameters.precision))
-    answers, retention = _answer("champion", champion, tokenizer, records, examples, parameters, folders)
-    own = load_tokenizer(resolve_base(model, folders))
-    if tokenizer.get_vocab() != own.get_vocab() or tokenizer.chat_template != own.chat_template:
-        logger.info("The champion reads other tokens: its losses cannot be compared.")
-        return answers.assign(nll=float("nan")), pd.DataFrame()
-    return answers, retention
+        return pd.DataFrame()
+    champion = fetch_version("champion", folders, "the champion")
+    return _ask_version("champion", champion, questions, plan, model, parameters, folders)
 
 
-def answer_with_baselines(records: Shards, examples: Shards, parameters: EvaluationParameters) -> pd.DataFrame:
-    """Let the majority answer and TF-IDF with logistic regression answer the same messages."""
-    test = _test_records(records, examples, parameters.max_examples)
-    table = records.to_pandas()
-    train = table[table["split"] == "train"]
-    texts, answers = (
-        train["messages"].map(user_text).tolist(),
-        train["messages"].map(lambda messages: messages[-1]["content"]).tolist(),
-    )
-    columns = test[["id", "prompt", "expected", "supervised_tokens"]]
-    majority = columns.assign(model="majority", answer=baselines.majority_answer(answers))
-    tfidf = columns.assign(model="tfidf", answer=baselines.tfidf_answers(texts, answers, test["prompt"].tolist()))
-    return pd.concat([majority, tfidf], ignore_index=True).assign(nll=float("nan"))
+def answer_with_candidates(
+    questions: pd.DataFrame,
+    plan: dict[str, Any],
+    model: ModelParameters,
+    parameters: EvaluationParameters,
+    folders: FolderParameters,
+) -> pd.DataFrame:
+    """Let the further candidates do the same: versions of the registry, endpoints."""
+    found = []
+    for candidate in parameters.candidates:
+        if candidate.endpoint is not None:
+            endpoint = _at_endpoint(candidate.name, candidate.endpoint, parameters)
+            found.append(_ask(endpoint, questions, plan, parameters, folders))
+        elif candidate.version is not None:
+            version = fetch_version(candidate.version, folders, f"evaluation.candidates.{candidate.name}.version")
+            found.append(_ask_version(candidate.name, version, questions, plan, model, parameters, folders))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _asking(parameters: EvaluationParameters) -> Asking:
+    return Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision)
+
+
+def _at_endpoint(name: str, endpoint: Endpoint, parameters: EvaluationParameters) -> EndpointAnswerer:
+    return EndpointAnswerer(name, endpoint, parameters.max_new_tokens, f"evaluation.candidates.{name}.endpoint")
+
+
+def _ask_version(
+    name: str,
+    version: Registered,
+    questions: pd.DataFrame,
+    plan: dict[str, Any],
+    model: ModelParameters,
+    parameters: EvaluationParameters,
+    folders: FolderParameters,
+) -> pd.DataFrame:
+    logger.info("%s is %s.", name, version.name)
+    own = asked_as_trained(questions, plan["system"], version.settings.system)
+    return _ask(version.answerer(model, folders, _asking(parameters), name), own, plan, parameters, folders)
+
+
+def _ask(
+    answerer: Answerer,
+    questions: pd.DataFrame,
+    plan: dict[str, Any],
+    parameters: EvaluationParameters,
+    folders: FolderParameters,
+) -> pd.DataFrame:
+    labels = plan["labels"] if answerer.name in parameters.calibration.labels_of else ()
+    return ask(answerer, questions, AnswerStore.of(folders), labels, parameters.tasks.label)
+
+
+def join_answers(*answers: pd.DataFrame) -> pd.DataFrame:
+    """Put the answers of all models into one table; what was not measured is missing."""
+    return pd.concat([table for table in answers if len(table)], ignore_index=True).reindex(columns=COLUMNS)
+
+
+def run_benchmarks(
+    tuned: ModelDirectory, model: ModelParameters, parameters: EvaluationParameters, folders: FolderParameters, seed: int
+) -> pd.DataFrame:
+    """Let the base model and the tuned one do tasks of lm-eval, if any are named."""
+    if not parameters.lm_eval.tasks:
+        return pd.DataFrame(columns=lm_eval_tasks.FIGURES)
+    folder, asking = Path(folders.locate(parameters.lm_eval.folder)), _asking(parameters)
+    found = []
+    for answerer in (base_answerer(model, folders, asking), tuned_answerer(tuned, model, folders, asking)):
+        logger.info("%s: %s of lm-eval.", answerer.name, ", ".join(parameters.lm_eval.tasks))
+        found.append(lm_eval_tasks.run_lm_eval(answerer.name, *answerer.model(), parameters.lm_eval, folder, seed))
+    return pd.concat(found, ignore_index=True)
 
 
 def score_answers(
-    base: pd.DataFrame,
-    tuned: pd.DataFrame,
-    champion: pd.DataFrame,
-    simple: pd.DataFrame,
+    answers: pd.DataFrame,
+    plan: dict[str, Any],
     answer_schema: dict[str, Any],
     records: Shards,
     parameters: EvaluationParameters,
-) -> pd.DataFrame:
-    """Judge every answer of every model, and say which slices each message is in."""
-    scores = score.score_answers(_joined(simple, base, tuned, champion), answer_schema)
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Judge every answer of every model, and say which slices each message is in.
+
+    Returns:
+        the scores of the held-out messages, and of the same with noise (`kind` says which).
+    """
+    judged = tasks.score_by_tasks(
+        # without times: figures of one evaluation are the same whenever it is done again
+        answers[answers["set"].isin(["test", "noise"])].drop(columns="seconds").reset_index(drop=True),
+        answer_schema,
+        plan["tasks"],
+        parameters.tasks,
+        parameters.max_new_tokens,
+    )
+    scores, noisy = (judged[judged["set"] == name].drop(columns="set") for name in ("test", "noise"))
     table = records.to_pandas(["id", "messages", "label", "source", "meta", "split"])
-    return scores.merge(slice_columns(table[table["split"] == "test"], parameters.slices), on="id", validate="many_to_one")
+    in_slices = slice_columns(table[table["split"] == "test"], parameters.slices)
+    return scores.drop(columns="kind").merge(in_slices, on="id", validate="many_to_one"), noisy.reset_index(drop=True)
 
 
-def _joined(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Join tables; what was not measured has no rows and no columns."""
-    return pd.concat([table for table in tables if len(table)] or [pd.DataFrame()], ignore_index=True)
+def judge_safety(answers: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
+    """Judge the answers to the must and must-not checks."""
+    checks = [safety.Check.model_validate(check) for check in plan["checks"]]
+    return safety.judge(checks, answers[answers["set"] == "safety"])
 
 
 def compare_models(
-    scores: pd.DataFrame, base: pd.DataFrame, tuned: pd.DataFrame, champion: pd.DataFrame, seed: int
-) -> dict[str, Any]:
-    """Put figures with intervals on the models and on their differences; say how much general text was forgotten."""
-    compared = score.compare(scores, seed)
-    return compared | ({"retention": compare_retention(_joined(base, tuned, champion), seed)} if len(base) else {})
+    scores: pd.DataFrame,
+    noisy: pd.DataFrame,
+    answers: pd.DataFrame,
+    safety_verdicts: pd.DataFrame,
+    benchmarks: pd.DataFrame,
+    parameters: EvaluationParameters,
+    seed: int,
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Put figures with intervals on the models, on their differences, and on what else was measured.
+
+    Returns:
+        the evaluation, and its figures by slice.
+    """
+    evaluation = score.compare(scores, seed)
+    evaluation["calibration"] = {name: found.as_dict() for name, found in calibrate_answers(scores, seed).items()}
+    by_kind = {str(kind): table for kind, table in noisy.groupby("kind")}
+    evaluation["robustness"] = robustness.drops(scores, by_kind, seed).to_dict("records")
+    evaluation["safety"] = safety.summary(safety_verdicts)
+    general = answers[answers["set"] == "general"]
+    evaluation["retention"] = tasks.compare_retention(general, seed) if len(general) else {}
+    evaluation["lm_eval"] = json.loads(benchmarks.to_json(orient="records"))
+    return evaluation, figures_by_slice(scores, parameters.slices.smallest, seed)
+
+
+def time_answers(answers: pd.DataFrame) -> pd.DataFrame:
+    """Say how long answers took; of stored ones, when they were generated."""
+    return tasks.times_of(answers[answers["set"] == "test"])
 
 
 def decide_gate(
-    scores: pd.DataFrame,
-    base: pd.DataFrame,
-    tuned: pd.DataFrame,
-    champion: pd.DataFrame,
-    parameters: EvaluationParameters,
+    scores: pd.DataFrame, answers: pd.DataFrame, safety_verdicts: pd.DataFrame, parameters: EvaluationParameters
 ) -> dict[str, Any]:
     """Decide whether the tuned model may go out."""
-    retention = _joined(base, tuned, champion) if len(base) else None
-    decision = gate.decide(scores, parameters.gate.rules, retention=retention, alpha=parameters.gate.alpha)
+    general = answers[answers["set"] == "general"].rename(columns={"kind": "slice_kind"})
+    decision = gate.decide(
+        scores,
+        parameters.gate.rules,
+        retention=general if len(general) else None,
+        safety=safety_verdicts if len(safety_verdicts) else None,
+        alpha=parameters.gate.alpha,
+    )
     logger.info("The gate says: %s.", decision["decision"])
     return decision
 
@@ -204,22 +281,25 @@ def find_worst_errors(scores: pd.DataFrame) -> pd.DataFrame:
 def write_report(
     evaluation: dict[str, Any],
     scores: pd.DataFrame,
+    slices: pd.DataFrame,
     errors: pd.DataFrame,
+    safety_verdicts: pd.DataFrame,
+    times: pd.DataFrame,
+    gate_decision: dict[str, Any],
     data_report: dict[str, Any],
     history: pd.DataFrame,
 ) -> tuple[str, str]:
     """Write the HTML page and the Markdown."""
-    return report.as_html(evaluation, scores, errors, data_report, report.plot_history(history)), report.as_markdown(
-        evaluation, errors
-    )
+    shown = report.Shown(evaluation, scores, slices, errors, safety_verdicts, times, gate_decision, data_report, history)
+    return report.as_html(shown), report.as_markdown(shown)
 
 
 def plot_comparison(evaluation: dict[str, Any]) -> Any:
     """Draw the models side by side."""
-    return report.plot_comparison(evaluation)
+    return plots.plot_comparison(evaluation)
 
 
-def log_evaluation(evaluation: dict[str, Any]) -> None:
+def log_evaluation(evaluation: dict[str, Any], gate_decision: dict[str, Any]) -> None:
     """Log every figure to the MLflow run that is active, if one is."""
     import mlflow
 
@@ -229,3 +309,5 @@ def log_evaluation(evaluation: dict[str, Any]) -> None:
         }
         mlflow.log_metrics(figures)
         mlflow.log_text(json.dumps(evaluation, indent=2), "evaluation.json")
+        mlflow.log_text(render_markdown(gate_decision), "gate.md")
+        mlflow.set_tag("luthier.gate", gate_decision["decision"])

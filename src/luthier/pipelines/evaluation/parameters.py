@@ -4,9 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from luthier.candidates import Candidates
 from luthier.configuration import Parameters
 from luthier.pipelines.evaluation.gate import GateParameters
+from luthier.pipelines.evaluation.lm_eval_tasks import LmEval
+from luthier.pipelines.evaluation.robustness import Robustness
 from luthier.pipelines.evaluation.slices import Slices
+from luthier.pipelines.evaluation.tasks import Tasks
 
 
 class RetentionParameters(Parameters):
@@ -14,6 +18,14 @@ class RetentionParameters(Parameters):
 
     path: str | None = None
     """General texts, JSON Lines of `id`, `kind` and `text`: how much the loss on them grew is told. Null measures none."""
+
+
+class CalibrationParameters(Parameters):
+    """Whether the models know what they know."""
+
+    labels_of: tuple[str, ...] = ("tuned",)
+    """Models of which the probability of every label is measured, if the answers are labels or `tasks.label` names one; a
+    forward pass for each label and message. Of the others, and of free text, it is the confidence in the whole answer."""
 
 
 class EvaluationParameters(Parameters):
@@ -27,9 +39,21 @@ class EvaluationParameters(Parameters):
     """Numbers to compute in: `auto` is bf16 where the processor has it."""
     max_examples: int | None = Field(default=None, ge=1)
     """Evaluate on the first test examples only; null takes all."""
-    retention: RetentionParameters = Field(default_factory=RetentionParameters)
-    """Forgetting."""
+    constrain: bool = False
+    """Let models of this machine write nothing but what satisfies the data's answer schema: the extra `constrained`."""
+    tasks: Tasks = Field(default_factory=Tasks)
+    """What answers are judged by."""
+    candidates: Candidates = ()
+    """Further models to compare with: versions of the registry, OpenAI-compatible endpoints."""
     slices: Slices = Field(default_factory=Slices)
     """What the figures are broken down by."""
+    calibration: CalibrationParameters = Field(default_factory=CalibrationParameters)
+    """Confidence against rightness."""
+    robustness: Robustness = Field(default_factory=Robustness)
+    """The same messages with slips of the keyboard."""
+    retention: RetentionParameters = Field(default_factory=RetentionParameters)
+    """Forgetting."""
+    lm_eval: LmEval = Field(default_factory=LmEval)
+    """Tasks of EleutherAI's lm-eval."""
     gate: GateParameters = GateParameters.model_validate({"rules": [{"metric": "exact_match", "better_than": "base"}]})
     """When the model may go out."""

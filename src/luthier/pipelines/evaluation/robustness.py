@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.configuration import Parameters
-from luthier.errors import UserError
+from luthier.errors import UserError, did_you_mean
 from luthier.pipelines.evaluation.score import means_of
 from luthier.records import user_text
 from luthier.stats import mean_of
@@ -31,11 +31,21 @@ KINDS: Mapping[str, Noise] = {
 class Robustness(Parameters):
     """What is done to the messages."""
 
-    kinds: dict[str, Noise] = Field(default_factory=lambda: dict(KINDS))
-    """Kinds of noise by name; an empty mapping measures none."""
+    kinds: dict[str, Noise] = Field(default_factory=dict)
+    """Names of known kinds (`[typos, casing, noise]`), or kinds of your own by name (`{hasty: {dropped: 0.1}}`)."""
     protect: tuple[str, ...] | None = None
     """Fields of a JSON answer whose text, where the message holds it, must survive; null: all of them; empty: none.
     A plain answer is one text, which survives unless this is empty."""
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _known(cls, kinds: Any) -> Any:
+        if not isinstance(kinds, list | tuple):
+            return kinds
+        unknown = [f"{name!r}{did_you_mean(str(name), KINDS)}" for name in kinds if name not in KINDS]
+        if unknown:
+            raise ValueError(f"no kind of noise {', '.join(unknown)}; known: {', '.join(KINDS)}")
+        return {name: KINDS[name] for name in kinds}
 
 
 def perturb(records: Sequence[Record], parameters: Robustness, seed: int) -> dict[str, list[dict[str, Any]]]:

@@ -15,18 +15,10 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from luthier.configuration import Parameters
 from luthier.errors import UserError, did_you_mean
 from luthier.text.prepare import Message, has_content, strict_json
 
 ANSWER_SCHEMA = "answer_schema"
-
-
-class Safety(Parameters):
-    """Which checks a model must pass."""
-
-    checks: str | None = None
-    """YAML file of checks; null measures none."""
 
 
 class Turn(BaseModel):
@@ -111,9 +103,9 @@ def load_checks(path: Path, answer_schema: Mapping[str, Any]) -> list[Check]:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"evaluation.safety.checks: {path} cannot be read: {error}") from error
+        raise UserError(f"data.safety_checks: {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"evaluation.safety.checks: {path} is not YAML: {error}") from error
+        raise UserError(f"data.safety_checks: {path} is not YAML: {error}") from error
     if not isinstance(entries, list) or not isinstance(root, yaml.SequenceNode) or not entries:
         raise UserError(f"{path} must be a list of checks: `- name: ...`, with why, messages and one of {', '.join(_RULES)}.")
     checks: list[Check] = []
@@ -134,7 +126,10 @@ def load_checks(path: Path, answer_schema: Mapping[str, Any]) -> list[Check]:
             continue
         if check.must_satisfy == ANSWER_SCHEMA:
             if not answer_schema:
-                problems.append(f"{where}: must_satisfy: the data has no answer schema (data.answer_schema): write one here")
+                problems.append(
+                    f"{where}: must_satisfy: the data has no answer schema (data.answer_schema): write one here, or set "
+                    "data.safety_checks to null"
+                )
             check = check.model_copy(update={"must_satisfy": dict(answer_schema)})
         checks.append(check)
     if problems:
@@ -229,3 +224,15 @@ def judge(checks: Sequence[Check], answers: pd.DataFrame) -> pd.DataFrame:
         raise UserError("The safety checks cannot be judged: let the models answer them again.\n  " + "\n  ".join(problems))
     columns = ["model", "id", "check", "passed", "why_failed", "answer", "why"]
     return pd.DataFrame(rows, columns=columns).sort_values(["model", "id"], ignore_index=True)
+
+
+def summary(verdicts: pd.DataFrame) -> dict[str, Any]:
+    """Return, by model, how many checks there are, how many it passes, and the names of those that it fails."""
+    return {
+        str(model): {
+            "checks": len(table),
+            "passed": int(table["passed"].sum()),
+            "failed": table.loc[~table["passed"].astype(bool), "check"].tolist(),
+        }
+        for model, table in verdicts.groupby("model", sort=True)
+    }

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import regex
@@ -26,11 +26,7 @@ from luthier.errors import UserError, did_you_mean
 from luthier.pipelines.evaluation.baselines import as_fields
 from luthier.pipelines.evaluation.calibration import confidence_of
 from luthier.pipelines.evaluation.score import as_dicts, likelihood_difference, likelihoods, score_answers, tables_by_model
-from luthier.text.chat import encode_all
 from luthier.text.prepare import compact_json, strict_json
-
-if TYPE_CHECKING:
-    from luthier.likelihood import Example
 
 logger = logging.getLogger(__name__)
 
@@ -165,13 +161,13 @@ def score_by_tasks(
 
 
 def _labels(pairs: Sequence[tuple[str, str]], field: str | None) -> dict[str, list[Any]]:
-    expected = [_label(right, field) for right, _ in pairs]
-    said = [_label(answer, field) for _, answer in pairs]
+    expected = [label_of(right, field) for right, _ in pairs]
+    said = [label_of(answer, field) for _, answer in pairs]
     right = [one == other for one, other in zip(expected, said, strict=True)]
     return {"label_right": right, "label_expected": expected, "label_answer": said}
 
 
-def _label(answer: str, field: str | None) -> str:
+def label_of(answer: str, field: str | None) -> str:
     """Return the label of an answer as text that any file can hold; a label of JSON keeps its spelling: true is not "true"."""
     if field is None:
         return answer.strip().encode(errors="replace").decode()
@@ -180,6 +176,15 @@ def _label(answer: str, field: str | None) -> str:
         return compact_json(fields[field]).encode(errors="replace").decode() if field in fields else ""
     except RecursionError:  # JSON that could be read but is too deep to be written
         return ""
+
+
+def labels_of(answers: Sequence[str], parameters: Tasks) -> list[str]:
+    """Return the labels that answers have, sorted; none if there are more than `most_labels`, or only one."""
+    labels = sorted({label for answer in answers if (label := label_of(answer, parameters.label))})
+    if len(labels) > parameters.most_labels:
+        logger.info("%d labels are too many to measure the probability of each (evaluation.tasks.most_labels).", len(labels))
+        return []
+    return labels if len(labels) > 1 else []
 
 
 def confusion(scores: pd.DataFrame, model: str, most: int = 25) -> pd.DataFrame:
@@ -309,6 +314,29 @@ def _output(
     return columns
 
 
+def times_of(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return how long the answers of each model took: `model`, `answers`, `tokens` (all), `median_seconds`, `p95_seconds`.
+
+    An answer's time runs from when its prompt entered a batch to its last token, or from request to reply: answers of one batch
+    share it, so their times do not add up.
+
+    Args:
+        answers: `model`, `answer_tokens`, `seconds`; a model without times, such as a baseline, is left out.
+    """
+    timed = answers[answers["seconds"].notna()]
+    rows = [
+        {
+            "model": model,
+            "answers": len(table),
+            "tokens": int(table["answer_tokens"].sum()),
+            "median_seconds": float(table["seconds"].median()),
+            "p95_seconds": float(table["seconds"].quantile(0.95)),
+        }
+        for model, table in timed.groupby("model", sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["model", "answers", "tokens", "median_seconds", "p95_seconds"])
+
+
 # Retention
 
 PASSAGE = ("id", "kind", "text")
@@ -344,48 +372,12 @@ def read_passages(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("id").reset_index(drop=True)
 
 
-def retention_examples(tokenizer: Any, passages: pd.DataFrame) -> "list[Example]":
-    """Make an example of each passage in which every token is to be predicted but the first, which nothing precedes.
-
-    A passage is tokenised as training tokenises a text without turns, less the end of the sequence: where a passage ends
-    is not knowledge.
-
-    Args:
-        tokenizer: that of the models.
-        passages: from `read_passages`.
-    """
-    import torch
-
-    from luthier.likelihood import IGNORED, Example
-
-    conversations: Any = [[{"role": "assistant", "content": text}] for text in passages["text"]]
-    examples = []
-    for name, encoded in zip(passages["id"], encode_all(tokenizer, conversations), strict=True):
-        ids = torch.tensor(encoded.input_ids)
-        ids = ids[:-1] if len(ids) and ids[-1] == tokenizer.eos_token_id else ids
-        labels = torch.full_like(ids, IGNORED)
-        labels[:-1] = ids[1:]
-        examples.append(Example(name, ids, labels))
-    return examples
-
-
-def retention_table(passages: pd.DataFrame, examples: "Sequence[Example]", losses: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """Return a row for each model and passage: `model`, `id`, `slice_kind`, `nll` (nats, summed), `supervised_tokens`.
-
-    Args:
-        passages: from `read_passages`.
-        examples: from `retention_examples`.
-        losses: for each model the summed loss of each example, in order.
-    """
-    about = pd.DataFrame({"id": passages["id"], "slice_kind": passages["kind"]})
-    about["supervised_tokens"] = [len(example.input_ids) - 1 for example in examples]
-    return pd.concat([about.assign(model=model, nll=list(nll)) for model, nll in losses.items()], ignore_index=True)[
-        ["model", "id", "slice_kind", "nll", "supervised_tokens"]
-    ]
-
-
 def compare_retention(retention: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Say what was forgotten: loss per token of each model, and how much each is above the untouched `base`, paired.
+
+    Args:
+        retention: `model`, `id`, `nll` (nats, summed) and `supervised_tokens` of every passage.
+        seed: of the bootstrap.
 
     Returns:
         `{examples, tokens, models: {NAME: {nll_per_token, perplexity}}, differences: {NAME_minus_base: {nll_per_token}}}`,

@@ -1,0 +1,111 @@
+"""What the models are asked, fixed before any of them answers: every model gets the same questions.
+
+test     the held-out messages; the right answer is known
+noise    the same messages with slips of the keyboard, a `kind` each
+safety   the messages of the must and must-not checks, asked with the data's own system prompt
+general  texts that are only read, so that forgetting is seen; `expected` is the text
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from luthier.pipelines.evaluation.robustness import Robustness, perturb
+from luthier.pipelines.evaluation.safety import Check, conversations
+from luthier.records import user_text
+from luthier.shards import Shards
+from luthier.text.prepare import Message, PromptSettings, compact_json, prepare
+
+COLUMNS = ["set", "kind", "id", "messages", "prompt", "expected"]
+
+
+def held_out(records: Shards, examples: Shards, limit: int | None) -> pd.DataFrame:
+    """Return the test records that became examples, sorted by id; the first `limit` of them, if there is one."""
+    table = records.to_pandas()
+    used = set(examples.to_pandas(["id"])["id"])
+    table = table[(table["split"] == "test") & table["id"].isin(used)].sort_values("id")
+    return (table.head(limit) if limit else table).reset_index(drop=True)
+
+
+def make_questions(
+    test: pd.DataFrame,
+    checks: Sequence[Check],
+    passages: pd.DataFrame | None,
+    settings: PromptSettings,
+    robustness: Robustness,
+    seed: int,
+    key: str,
+) -> pd.DataFrame:
+    """Return all questions.
+
+    Args:
+        test: from `held_out`.
+        checks: of safety.
+        passages: general texts, from `tasks.read_passages`; None for none.
+        settings: of the prompts, with which the messages of checks are prepared as a client's are.
+        robustness: kinds of noise.
+        seed: of the noise.
+        key: of the placeholders that personal data become.
+
+    Returns:
+        columns `set`, `kind`, `id` (unique within set and kind), `messages` (JSON, the turns before the answer), `prompt` (what
+        the user says), `expected`.
+    """
+    rows = [_row("test", "", record) for record in test.to_dict("records")]
+    for kind, records in perturb([_plain(record) for record in test.to_dict("records")], robustness, seed).items():
+        rows += [_row("noise", kind, record) for record in records]
+    for asked in conversations(checks, settings.system):
+        messages, _ = prepare(asked["messages"], settings, key)
+        rows.append(_row("safety", "", {"id": asked["id"], "messages": [*messages, {"role": "assistant", "content": ""}]}))
+    if passages is not None:
+        rows += [
+            {"set": "general", "kind": kind, "id": name, "messages": "[]", "prompt": "", "expected": text}
+            for name, kind, text in zip(passages["id"], passages["kind"], passages["text"], strict=True)
+        ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def asked_of(questions: pd.DataFrame) -> list[list[Message]]:
+    """Return the turns of each question."""
+    return [json.loads(text) for text in questions["messages"]]
+
+
+def _row(name: str, kind: str, record: Any) -> dict[str, Any]:
+    messages = [_turn(message) for message in record["messages"]]
+    asked = messages[:-1]
+    row = {"set": name, "kind": kind, "id": record["id"], "messages": compact_json(asked), "prompt": user_text(asked)}
+    return row | {"expected": messages[-1]["content"]}
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return {"id": record["id"], "messages": [_turn(message) for message in record["messages"]]}
+
+
+def _turn(message: Any) -> Any:
+    """Return a turn without the keys that a table fills with nothing."""
+    return {name: value for name, value in message.items() if value is not None}
+
+
+def asked_as_trained(questions: pd.DataFrame, ours: str | None, own: str | None) -> pd.DataFrame:
+    """Return the questions for a model that was trained with a system prompt of its own, which takes the place of the data's.
+
+    Args:
+        questions: from `make_questions`.
+        ours: the data's system prompt.
+        own: the model's.
+    """
+    if ours == own:
+        return questions
+
+    def changed(text: str) -> str:
+        turns = json.loads(text)
+        system = [turn["content"] for turn in turns if turn["role"] == "system"]
+        if system != ([] if ours is None else [ours]):
+            return text  # a check that brings its own
+        rest = turns if ours is None else turns[1:]
+        return compact_json(rest if own is None else [{"role": "system", "content": own}, *rest])
+
+    asked = questions["set"] != "general"
+    return questions.assign(messages=questions["messages"].where(~asked, questions["messages"].map(changed)))

@@ -1,0 +1,88 @@
+"""Every model is asked the same questions, fixed before any of them answers."""
+
+import json
+
+import pandas as pd
+import pytest
+import tables
+
+from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
+from luthier.pipelines.evaluation.robustness import Robustness
+from luthier.pipelines.evaluation.safety import Check
+from luthier.text.pii import placeholder
+from luthier.text.prepare import PromptSettings, ScrubSettings
+
+SYSTEM = "Be brief."
+SETTINGS = PromptSettings(system=SYSTEM, user="{{ body }}", assistant="{{ answer }}", scrub=ScrubSettings())
+CHECKS = [
+    Check(name="plain", why="x", messages=[{"role": "user", "content": "Write to ann@shop.example"}], max_characters=9),
+    Check(
+        name="own",
+        why="x",
+        messages=[{"role": "system", "content": "Be rude."}, {"role": "user", "content": "hi"}],
+        max_characters=9,
+    ),
+]
+PASSAGES = pd.DataFrame({"id": ["p"], "kind": ["story"], "text": ["Once upon a time"]})
+
+
+def split():
+    """Return the records of a test split."""
+    rows = []
+    for number in range(6):
+        row = tables.record(f"my machine number {number} leaks water", "leak", f"r{number}")
+        row["messages"].insert(0, {"role": "system", "content": SYSTEM})
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def made(kinds=("noise",), seed=0):
+    """Return questions of every set."""
+    return make_questions(split(), CHECKS, PASSAGES, SETTINGS, Robustness(kinds=list(kinds)), seed, "key")
+
+
+def test_there_is_a_question_for_each_thing_that_is_asked():
+    questions = made()
+    assert questions["set"].value_counts().to_dict() == {"test": 6, "noise": 6, "safety": 2, "general": 1}
+    assert not questions.duplicated(["set", "kind", "id"]).any()
+    assert questions.equals(made())
+    assert not questions.equals(made(seed=1))
+    for name, turns in zip(questions["set"], asked_of(questions), strict=True):
+        assert [turn["role"] for turn in turns] == ([] if name == "general" else ["system", "user"])
+    assert questions.set_index("id").at["p", "expected"] == "Once upon a time"
+
+
+def test_noise_changes_the_message_and_not_the_right_answer():
+    questions = made()
+    before, after = (questions[questions["set"] == name].set_index("id") for name in ("test", "noise"))
+    assert (before["prompt"] != after.loc[before.index, "prompt"]).all()
+    assert (before["expected"] == after.loc[before.index, "expected"]).all()
+
+
+def test_checks_are_asked_as_a_client_would_ask():
+    questions = made().set_index("id")
+    asked = json.loads(questions.at["plain", "messages"])
+    assert asked[0] == {"role": "system", "content": SYSTEM}
+    assert asked[1]["content"] == f"Write to {placeholder('email', 'ann@shop.example', 'key')}"
+    assert json.loads(questions.at["own", "messages"])[0]["content"] == "Be rude."
+
+
+@pytest.mark.parametrize("own", ["Answer in French.", None])
+def test_another_model_is_asked_with_its_own_system_prompt(own):
+    questions = made()
+    asked = asked_as_trained(questions, SYSTEM, own)
+    kept = asked["id"].isin(["own", "p"])
+    assert asked[kept].equals(questions[kept])
+    for before, after in zip(asked_of(questions[~kept]), asked_of(asked[~kept]), strict=True):
+        assert after == ([] if own is None else [{"role": "system", "content": own}]) + before[1:]
+    assert asked_as_trained(asked, own, SYSTEM).equals(questions)
+    assert asked_as_trained(questions, SYSTEM, SYSTEM).equals(questions)
+
+
+def test_only_test_records_that_became_examples_are_held_out():
+    rows = [tables.record(f"message {number}", "x", f"r{number}") for number in range(8)]
+    records = tables.split_records(rows)
+    on_test = sorted(records.to_pandas().query("split == 'test'")["id"])
+    examples = tables.shards([{"id": name} for name in on_test[1:]], tables.pa.schema([("id", tables.pa.string())]))
+    assert held_out(records, examples, None)["id"].tolist() == on_test[1:]
+    assert held_out(records, examples, 2)["id"].tolist() == on_test[1:3]
