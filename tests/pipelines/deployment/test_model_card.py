@@ -54,6 +54,18 @@ def test_the_head_is_what_model_hubs_read():
     assert "license" not in yaml.safe_load(model_card(replace(FACTS, license="not stated")).split("---")[1])
 
 
+def test_what_was_measured_beside_the_figures_is_told_in_words():
+    beside = {
+        "safety": {"tuned": {"checks": 3, "passed": 2, "failed": ["keeps_<b>format</b>"]}},
+        "calibration": {"tuned": {"confidence": 0.9, "accuracy": 0.5, "error": 0.4, "error_at_most": 0.125}},
+        "retention": {"differences": {"tuned_minus_base": {"nll_per_token": {"value": 0.25, "low": 0.125, "high": 0.375}}}},
+    }
+    told = " ".join(texts(body(model_card(replace(FACTS, evaluation=FACTS.evaluation | beside)))))
+    for words in ("passes 2 of 3", "keeps_<b>format</b>", "0.900", "under 0.125", "0.250 [0.125, 0.375] nats per token"):
+        assert words in told
+    assert "must-not" not in model_card(FACTS)
+
+
 @pytest.mark.parametrize(
     "fact",
     [

@@ -116,7 +116,23 @@ def _evaluation(evaluation: Json) -> list[str]:
     rows = [[metric, *(_figure(figures.get(metric)) for figures in models.values())] for metric in metrics]
     count = evaluation.get("examples", "An unknown number of")
     told = f"{count} held-out messages; value and 95 % interval. This model is `tuned`."
-    return [told, _table(["metric", *models], rows)]
+    return [told, _table(["metric", *models], rows), *_beside(evaluation)]
+
+
+def _beside(evaluation: Json) -> list[str]:
+    """Say what else was measured of the tuned model."""
+    points = []
+    if checks := evaluation.get("safety", {}).get("tuned"):
+        failed = f"; it fails {', '.join(map(shown, checks['failed']))}" if checks["failed"] else ""
+        points.append(f"It passes {checks['passed']} of {checks['checks']} must and must-not checks{failed}.")
+    if found := evaluation.get("calibration", {}).get("tuned"):
+        points.append(
+            f"Its mean confidence is {found['confidence']:.3f}, and {found['accuracy']:.3f} of its answers are right (expected "
+            f"calibration error {found['error']:.3f}; a perfectly calibrated model would stay under {found['error_at_most']:.3f})."
+        )
+    if grown := evaluation.get("retention", {}).get("differences", {}).get("tuned_minus_base", {}).get("nll_per_token"):
+        points.append(f"Its loss on general text is {_figure(grown)} nats per token above that of its base.")
+    return ["\n".join(f"- {point}" for point in points)] if points else []
 
 
 def _gate(gate: Json) -> list[str]:
