@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -242,25 +242,14 @@ class AnswerStore:
         """
         asked = _plain(conversations)
         place = self._place(answerer, asked)
-        replies = _read(place)
-        if replies is not None:
-            progress(len(replies))
-            return Chunk(replies, True)
+        if _is_sound(place):
+            progress(len(asked))
+            return Chunk(_read(place), True)
         replies = list(answerer.answer(asked, progress))
-        facts = {"identity": answerer.identity, "format": FORMAT, "rows": len(replies), **answerer.facts()}
-        try:
-            with staged(place, **facts) as staging:
-                _write(staging, replies)
-        except OSError:
-            stored = _read(place)
-            if stored is None:
-                raise
-            replies = stored  # another run was faster: what is stored is what counts
-        return Chunk(replies, False)
+        _store(place, answerer, len(replies), lambda staging: _write(staging, replies))
+        return Chunk(_read(place), False)  # not what was said here: another run may have been faster
 
-    def measured(
-        self, answerer: Answerer, what: Any, measure: Callable[[], Sequence[Sequence[float]]]
-    ) -> list[list[float]]:
+    def measured(self, answerer: Answerer, what: Any, measure: Callable[[], Sequence[Sequence[float]]]) -> list[list[float]]:
         """Return what a model was measured to be: from the store, or by `measure`, whose rows of numbers are stored.
 
         Args:
@@ -270,10 +259,10 @@ class AnswerStore:
         """
         key = hash_of([FORMAT, answerer.identity, "measured", what])
         place = self.folder / key[:2] / key[:32]
-        if not is_complete(place):
+        if not _is_sound(place):
             rows = [[float(value) for value in row] for row in measure()]
-            with suppress(FileExistsError), staged(place, identity=answerer.identity, format=FORMAT, rows=len(rows)) as staging:
-                write_table(pa.table({"values": pa.array(rows, pa.list_(pa.float64()))}), staging / "values.parquet")
+            table = pa.table({"values": pa.array(rows, pa.list_(pa.float64()))})
+            _store(place, answerer, len(rows), lambda staging: write_table(table, staging / "values.parquet"))
         found: list[list[float]] = pq.read_table(place / "values.parquet").column("values").to_pylist()
         return found
 
@@ -308,18 +297,32 @@ def _write(folder: Path, replies: "Sequence[Answer | Refusal]") -> None:
     write_table(pa.Table.from_pylist(seconds, _SECONDS), folder / "seconds.parquet")
 
 
-def _read(folder: Path) -> "list[Answer | Refusal] | None":
-    """Return what a finished chunk holds; None if it is not there. What was damaged since is removed."""
-    from luthier.generation import Answer
-
+def _is_sound(folder: Path) -> bool:
+    """Tell whether a folder was finished and is what it was; what was damaged since is removed."""
     if not is_complete(folder):
-        return None
+        return False
     try:
         verify(folder)
     except UserError as error:
         logger.warning("Asking again for what was damaged: %s", error)
         shutil.rmtree(folder, ignore_errors=True)
-        return None
+        return False
+    return True
+
+
+def _store(place: Path, answerer: Answerer, rows: int, write: Callable[[Path], None]) -> None:
+    """Write a folder; if another run was faster, what it stored is what counts."""
+    try:
+        with staged(place, identity=answerer.identity, format=FORMAT, rows=rows, **answerer.facts()) as staging:
+            write(staging)
+    except OSError:
+        if not is_complete(place):
+            raise
+
+
+def _read(folder: Path) -> "list[Answer | Refusal]":
+    from luthier.generation import Answer
+
     rows = pq.read_table(folder / "answers.parquet").to_pylist()
     seconds = pq.read_table(folder / "seconds.parquet").column("seconds").to_pylist()
     return [

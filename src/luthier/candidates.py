@@ -1,16 +1,16 @@
 """From a parameter to what answers: a base model, a tuned one, a registered version, an endpoint."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from luthier.answers import Answerer, LocalAnswerer, identity_of
+from luthier.answers import LocalAnswerer, identity_of
 from luthier.configuration import FolderParameters, ModelParameters, Parameters
-from luthier.endpoint import Endpoint, EndpointAnswerer
+from luthier.endpoint import Endpoint
 from luthier.errors import UserError
 from luthier.models import ModelDirectory, load_model, load_tokenizer, load_tuned, resolve_base
 from luthier.packages.contents import PROMPT
@@ -151,12 +151,13 @@ class Registered:
         return asking.answerer(name or self.name, f"package:{self.version.manifest}", load)
 
 
-def fetch_version(which: int | str, folders: FolderParameters) -> Registered:
+def fetch_version(which: int | str, folders: FolderParameters, parameter: str) -> Registered:
     """Return a version of the registry that the active MLflow run belongs to, its package checked.
 
     Args:
         which: number or alias.
         folders: of the project, whose cache of packages is used.
+        parameter: where the version is named, for errors.
 
     Raises:
         UserError: if there is no such version, its bytes are not those that were registered, or no run is active.
@@ -166,31 +167,9 @@ def fetch_version(which: int | str, folders: FolderParameters) -> Registered:
     cache = Path(folders.work).parent / "registry"
     registry = of_active_run(cache)
     if registry is None:
-        raise UserError("There is no MLflow run that says which registry is meant: run it through `kedro run`.")
-    version = registry.resolve(which)
+        raise UserError(f"{parameter}: no MLflow run says which registry is meant: run it through `kedro run`.")
+    try:
+        version = registry.resolve(which)
+    except UserError as error:
+        raise UserError(f"{parameter}: {error}") from None
     return Registered(registry.name, version, registry.fetch(version, cache))
-
-
-def load_candidates(
-    candidates: Sequence[Candidate], model: ModelParameters, folders: FolderParameters, asking: Asking, parameter: str
-) -> list[Answerer]:
-    """Return what asks each candidate. Versions are fetched and checked here; models are loaded when they are asked.
-
-    Args:
-        candidates: from the parameters.
-        model: the base, which a version that is an adapter needs.
-        folders: of the project.
-        asking: how models are asked; of an endpoint, how long an answer may be.
-        parameter: where the candidates stand, for errors.
-
-    Raises:
-        UserError: if there is no such version.
-    """
-    found: list[Answerer] = []
-    for candidate in candidates:
-        if candidate.endpoint is not None:
-            where = f"{parameter}.{candidate.name}.endpoint"
-            found.append(EndpointAnswerer(candidate.name, candidate.endpoint, asking.max_new_tokens, where))
-        elif candidate.version is not None:
-            found.append(fetch_version(candidate.version, folders).answerer(model, folders, asking, candidate.name))
-    return found

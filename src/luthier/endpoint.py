@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Event
@@ -85,7 +85,7 @@ class Endpoint(Parameters):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must begin with http:// or https:// and name a host, such as https://api.openai.com/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError("must end with its path: a key goes into the variable of key_variable, other fields into extra")
         return url.rstrip("/").removesuffix("/chat/completions")
 
@@ -100,6 +100,10 @@ class Endpoint(Parameters):
     def host(self) -> str:
         """Host and port."""
         return urlsplit(self.url).netloc
+
+
+class _StoppedError(Exception):
+    """Another request has failed: this one is not sent."""
 
 
 class EndpointAnswerer:
@@ -175,8 +179,9 @@ class EndpointAnswerer:
             asked = {pool.submit(self._reply, session, turns, stop): number for number, turns in enumerate(conversations)}
             try:
                 for done in as_completed(asked):
-                    replies[asked[done]] = done.result()
-                    progress(1)
+                    with suppress(_StoppedError):  # the failure that stopped it is still to come
+                        replies[asked[done]] = done.result()
+                        progress(1)
             finally:
                 # after an error nobody waits for his turn any more, and the error does not wait for what is under way
                 stop.set()
@@ -186,12 +191,16 @@ class EndpointAnswerer:
     # --- one request
 
     def _reply(self, session: "requests.Session", turns: Sequence["Message"], stop: Event) -> "Reply":
-        response, seconds = self._post(session, {**(self._fields or {}), "messages": list(map(_spelt, turns))}, stop)
-        if response.status_code == 200:
-            return self._read(response, seconds)
-        if response.status_code in (400, 413, 422):  # about this conversation: any other was taken as it is
-            return Refusal(f"{self.endpoint.host} refuses it ({response.status_code}): {self._told(response)}")
-        raise self._mistake(response)
+        try:
+            response, seconds = self._post(session, {**(self._fields or {}), "messages": list(map(_spelt, turns))}, stop)
+            if response.status_code == 200:
+                return self._read(response, seconds)
+            if response.status_code in (400, 413, 422):  # about this conversation: any other was taken as it is
+                return Refusal(f"{self.endpoint.host} refuses it ({response.status_code}): {self._told(response)}")
+            raise self._mistake(response)
+        except UserError:
+            stop.set()
+            raise
 
     def _post(
         self, session: "requests.Session", body: Mapping[str, Any], stop: Event, first: bool = False
@@ -243,7 +252,7 @@ class EndpointAnswerer:
     @staticmethod
     def _wait(stop: Event, seconds: float) -> None:
         if stop.is_set() or (seconds > 0 and stop.wait(seconds)):
-            raise UserError("another request has failed")
+            raise _StoppedError
 
     @contextmanager
     def _session(self) -> Iterator["requests.Session"]:

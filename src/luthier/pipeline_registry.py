@@ -10,6 +10,8 @@ from luthier.pipelines.deployment import pipeline as deployment
 from luthier.pipelines.deployment.parameters import DeploymentParameters
 from luthier.pipelines.evaluation import pipeline as evaluation
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
+from luthier.pipelines.inference import pipeline as inference
+from luthier.pipelines.inference.parameters import InferenceParameters
 from luthier.pipelines.training import pipeline as training
 from luthier.pipelines.training.parameters import TrainingParameters
 
@@ -21,15 +23,16 @@ PARAMETERS: dict[str, type[BaseModel]] = {
     "training": TrainingParameters,
     "evaluation": EvaluationParameters,
     "deployment": DeploymentParameters,
+    "inference": InferenceParameters,
 }
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return each room and the whole house, in the order in which they run."""
+    """Return each room, and those that make a model together, in the order in which they run."""
     rooms = {
         "data_processing": data_processing.create_pipeline(),
         "training": training.create_pipeline(),
         "evaluation": evaluation.create_pipeline(),
         "deployment": deployment.create_pipeline(),
     }
-    return {**rooms, "__default__": sum(rooms.values(), Pipeline([]))}
+    return {**rooms, "inference": inference.create_pipeline(), "__default__": sum(rooms.values(), Pipeline([]))}

@@ -1,0 +1,1 @@
+"""Inference: answers for a whole file."""

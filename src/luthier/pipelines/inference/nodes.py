@@ -1,0 +1,117 @@
+"""The step of inference: choose what answers, and let it answer every row."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.answers import AnswerStore, progress_bar
+from luthier.candidates import Asking, base_answerer, fetch_version
+from luthier.configuration import DataParameters, FolderParameters, ModelParameters
+from luthier.endpoint import EndpointAnswerer
+from luthier.errors import UserError
+from luthier.models import resolve_base
+from luthier.pipelines.inference.parameters import InferenceParameters
+from luthier.pipelines.inference.predict import Model, forget, predict
+from luthier.pipelines.inference.rows import AskedRow, Reading
+from luthier.reading import find_files, fingerprint, format_of
+from luthier.shards import Shards
+from luthier.text.prepare import PromptSettings
+
+logger = logging.getLogger(__name__)
+
+
+def answer_rows(
+    inference: InferenceParameters,
+    data: DataParameters,
+    model: ModelParameters,
+    max_new_tokens: int,
+    folders: FolderParameters,
+) -> tuple[Shards, dict[str, Any]]:
+    """Let a model answer every row of a source.
+
+    Args:
+        inference: of the room.
+        data: whose templates are for models that bring none.
+        model: the base.
+        max_new_tokens: where an answer is cut if neither the room nor the model says it.
+        folders: of the project.
+
+    Returns:
+        a table of schema `predict.PREDICTION`, and a report: files with their hashes, what answered, what became of the rows.
+
+    Raises:
+        UserError: if there is no source, it cannot be read, or the model cannot answer.
+    """
+    if inference.source is None:
+        raise UserError(
+            "inference.source: there is nothing to answer. Name a file with rows, such as\n"
+            "  kedro run --pipeline inference --params inference.source=data/my.jsonl"
+        )
+    files = find_files(inference.source, folders, "inference.source")
+    for file in files:  # a wrong ending is told before any file is read
+        format_of(file, inference.format, "inference.source")
+    answers, settings = _choose(inference, data, model, max_new_tokens, folders)
+    reading = Reading(settings, inference.id, inference.column, os.environ.get("LUTHIER_PII_KEY", ""))
+    facts = []
+    for file in files:
+        sha256, size = fingerprint(file, "inference.source")
+        facts.append({"file": _shown(file, folders), "sha256": sha256, "bytes": size})
+    folder = Path(folders.shards) / "predictions"
+    forget(folder)
+    store = AnswerStore.of(folders, inference.rows_per_chunk)
+    with progress_bar(f"{answers.name} answers", None) as progress:
+        predictions, counts = predict(_rows(files, reading, inference, folders), answers, store, folder, progress)
+    logger.info(
+        "%s answered %s of %s rows, %s of them in an earlier run; %s were cut at the limit.",
+        answers.name,
+        *(f"{count:,}" for count in (counts.answered, counts.rows, counts.kept, counts.cut)),
+    )
+    if counts.errors:
+        first = "; ".join(f"{error['id']}: {error['error']}" for error in counts.errors)
+        logger.warning("%s rows have no answer: see `error`. The first: %s", f"{counts.rows - counts.answered:,}", first)
+    return predictions, {
+        "files": facts,
+        "model": answers.name,
+        "manifest": answers.manifest,
+        "identity": answers.answerer.identity,
+        "rows": counts.rows,
+        "answered": counts.answered,
+        "cut": counts.cut,
+        "tokens": counts.tokens,
+        "first_errors": counts.errors,
+    }
+
+
+def _choose(
+    inference: InferenceParameters,
+    data: DataParameters,
+    model: ModelParameters,
+    max_new_tokens: int,
+    folders: FolderParameters,
+) -> tuple[Model, PromptSettings]:
+    """Return what answers, and how rows become its prompts."""
+    ours = PromptSettings(system=data.system, user=data.user, scrub=inference.scrub)
+    length = inference.max_new_tokens or max_new_tokens
+    if inference.endpoint is not None:
+        endpoint = inference.endpoint
+        asked = EndpointAnswerer(f"{endpoint.model}@{endpoint.host}", endpoint, length, "inference.endpoint")
+        return Model(asked, asked.name, asked.identity), ours
+    if inference.model == "base":
+        base = resolve_base(model, folders)
+        asking = Asking(length, inference.batch_tokens, inference.precision)
+        return Model(base_answerer(model, folders, asking), base.name, base.identity), ours
+    version = fetch_version(inference.model, folders, "inference.model")
+    asking = Asking(inference.max_new_tokens or version.max_new_tokens, inference.batch_tokens, inference.precision)
+    return Model(version.answerer(model, folders, asking), version.name, version.version.manifest), version.settings
+
+
+def _rows(files: list[str], reading: Reading, inference: InferenceParameters, folders: FolderParameters) -> Iterator[AskedRow]:
+    for file in files:
+        shown = _shown(file, folders)
+        yield from reading.rows(file, inference.format, shown, inference.max_rows, f"{shown}:" if len(files) > 1 else "")
+
+
+def _shown(file: str, folders: FolderParameters) -> str:
+    return file.removeprefix(folders.root + "/")
