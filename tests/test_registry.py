@@ -26,7 +26,7 @@ from postgres import free_port, postgres  # noqa: F401
 
 from luthier.artefacts import MANIFEST, read_manifest, staged, verify
 from luthier.errors import UserError
-from luthier.registry import FIRST, BusyError, DeploymentLog, Line, Registry, check_chain
+from luthier.registry import FIRST, BusyError, DeploymentLog, Line, Registry, check_bytes, check_chain
 
 MODEL = "luthier"
 GATES = {1: "pass", 2: "pass", 3: "pass", 4: "fail"}
@@ -101,13 +101,12 @@ def die(uri: str) -> None:
     for model, alias in (("before-the-line", None), ("before-the-aliases", "previous"), ("between-the-aliases", "champion")):
         child = os.fork()
         if child == 0:
-            _leave_with(lambda model=model, alias=alias: _promote_and_die(Registry(model, uri), alias))
+            _leave_with(lambda model=model, alias=alias: _promote_and_die(model, uri, alias))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def _promote_and_die(registry: Registry, alias: str | None) -> None:
-    if alias is None:
-        registry._check = lambda folder, expected: os.kill(os.getpid(), signal.SIGKILL)
+def _promote_and_die(model: str, uri: str, alias: str | None) -> None:
+    registry = Registry(model, uri, check=check_bytes if alias else lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     _kill_at_alias(registry, lambda which: which == alias)
     registry.promote(2)
 
@@ -274,10 +273,10 @@ def test_a_version_carries_what_it_was_registered_with(registry):
 
 def test_the_same_package_of_the_same_run_is_the_same_version(registry, tmp_path):
     made = package(tmp_path / "package", "again")
-    run = new_run(registry._tracking_uri, str(tmp_path / "artefacts"))
+    run = new_run(registry.tracking_uri, str(tmp_path / "artefacts"))
     first = registry.register(made, run, "pass")
     assert registry.register(made, run, "pass") == first
-    assert registry.register(made, new_run(registry._tracking_uri, ""), "pass").number == first.number + 1
+    assert registry.register(made, new_run(registry.tracking_uri, ""), "pass").number == first.number + 1
 
 
 def test_without_the_gate_only_by_force_and_with_a_reason(registry):
@@ -321,7 +320,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(registry):
 )
 def test_a_package_that_was_tampered_with_is_refused_and_nothing_changed(registry, tmp_path, tamper, told):
     made = package(tmp_path / "package", "mine")
-    version = registry.register(made, new_run(registry._tracking_uri, str(tmp_path / "artefacts")), "pass")
+    version = registry.register(made, new_run(registry.tracking_uri, str(tmp_path / "artefacts")), "pass")
     registry.promote(version.number)
     registry.promote(1)
     stored = Path(version.source)
@@ -355,7 +354,7 @@ def test_a_tag_that_was_changed_with_the_package_is_refused(registry, tmp_path):
 
 def test_a_package_can_be_judged_by_any_check(registry):
     seen = []
-    judge = Registry(MODEL, registry._tracking_uri, check=lambda folder, expected: seen.append((folder, expected)))
+    judge = Registry(MODEL, registry.tracking_uri, check=lambda folder, expected: seen.append((folder, expected)))
     judge.promote(1)
     version = registry.resolve(1)
     assert seen == [(Path(version.source), version.manifest)]
@@ -373,7 +372,7 @@ def test_a_fetched_package_is_a_checked_copy_and_is_mended(registry, tmp_path):
 
 def test_what_mlflow_leaves_in_a_store_is_not_fetched(registry, tmp_path):
     made = package(tmp_path / "package", "noted")
-    version = registry.register(made, new_run(registry._tracking_uri, str(tmp_path / "artefacts")))
+    version = registry.register(made, new_run(registry.tracking_uri, str(tmp_path / "artefacts")))
     (Path(version.source) / "registered_model_meta").write_text("model_name: luthier\n")
     folder = registry.fetch(version, tmp_path / "cache")
     assert {path.name for path in folder.iterdir()} == {"model.txt", "config.json", "deep", MANIFEST}
@@ -471,7 +470,7 @@ def test_with_a_server_the_database_of_the_log_must_be_named():
 
 def test_who_comes_second_loses_cleanly_and_hears_who_was_first(registry):
     with (
-        DeploymentLog(MODEL, registry._tracking_uri, "ann@desk").writer("promote"),
+        DeploymentLog(MODEL, registry.tracking_uri, "ann@desk").writer("promote"),
         pytest.raises(BusyError, match=rf"ann@desk, process {os.getpid()}, promote, since 20.*try again"),
     ):
         registry.promote(1)
@@ -596,7 +595,7 @@ def _entries(journal: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_three_processes_at_once(registry, tmp_path):
-    assert len(stress(registry._tracking_uri, tmp_path / "journals", 5, 3)) > 3
+    assert len(stress(registry.tracking_uri, tmp_path / "journals", 5, 3)) > 3
 
 
 @pytest.mark.slow
