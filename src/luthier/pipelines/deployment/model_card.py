@@ -127,8 +127,8 @@ def _beside(evaluation: Json) -> list[str]:
         points.append(f"It passes {checks['passed']} of {checks['checks']} must and must-not checks{failed}.")
     if found := evaluation.get("calibration", {}).get("tuned"):
         points.append(
-            f"Its mean confidence is {found['confidence']:.3f}, and {found['accuracy']:.3f} of its answers are right: an expected "
-            f"calibration error of {found['error']:.3f}, where a perfectly calibrated model stays under {found['error_at_most']:.3f}."
+            f"Its mean confidence is {found['confidence']:.3f}, and {found['accuracy']:.3f} of its answers are right. Expected "
+            f"calibration error: {found['error']:.3f}; a perfectly calibrated model stays under {found['error_at_most']:.3f}."
         )
     if grown := evaluation.get("retention", {}).get("differences", {}).get("tuned_minus_base", {}).get("nll_per_token"):
         points.append(f"Its loss on general text is {_figure(grown)} nats per token above that of its base.")
