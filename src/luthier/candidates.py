@@ -1,6 +1,7 @@
 """From a parameter to what answers: a base model, a tuned one, a registered version, an endpoint."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ from luthier.answers import LocalAnswerer, identity_of
 from luthier.configuration import FolderParameters, ModelParameters, Parameters
 from luthier.endpoint import Endpoint
 from luthier.errors import UserError
+from luthier.lineage import VERSION_TAG
 from luthier.models import ModelDirectory, load_model, load_tokenizer, load_tuned, resolve_base
 from luthier.packages.contents import PROMPT
 from luthier.text.prepare import PromptSettings
 
 if TYPE_CHECKING:
-    from luthier.registry import Version
+    from luthier.registry import Registry, Version
 
 TAKEN = ("base", "tuned", "champion", "majority", "tfidf")
 """Names of the models that are always compared."""
+REGISTRY_VARIABLE = "LUTHIER_REGISTRY_URI"
+"""Environment variable: MLflow whose versions are asked, where it is not the one that the run is logged to."""
 
 
 class Candidate(Parameters):
@@ -151,25 +155,38 @@ class Registered:
         return asking.answerer(name or self.name, f"package:{self.version.manifest}", load)
 
 
+def readable_registry(folders: FolderParameters) -> "Registry | None":
+    """Return the registry whose versions are asked: that of the active MLflow run, or of the run that is done again.
+
+    Args:
+        folders: of the project, whose cache of packages is used.
+    """
+    from luthier.registry import of_active_run
+
+    return of_active_run(Path(folders.work).parent / "registry", os.environ.get(REGISTRY_VARIABLE))
+
+
 def fetch_version(which: int | str, folders: FolderParameters, parameter: str) -> Registered:
     """Return a version of the registry that the active MLflow run belongs to, its package checked.
+
+    An alias moves, so the run keeps as a tag which version it was: to do the run again takes the same.
 
     Args:
         which: number or alias.
         folders: of the project, whose cache of packages is used.
-        parameter: where the version is named, for errors.
+        parameter: where the version is named, for errors and the tag.
 
     Raises:
         UserError: if there is no such version, its bytes are not those that were registered, or no run is active.
     """
-    from luthier.registry import of_active_run
-
-    cache = Path(folders.work).parent / "registry"
-    registry = of_active_run(cache)
+    registry = readable_registry(folders)
     if registry is None:
         raise UserError(f"{parameter}: no MLflow run says which registry is meant: run it through `kedro run`.")
     try:
         version = registry.resolve(which)
     except UserError as error:
         raise UserError(f"{parameter}: {error}") from None
-    return Registered(registry.name, version, registry.fetch(version, cache))
+    import mlflow
+
+    mlflow.set_tag(f"{VERSION_TAG}{parameter}", version.number)
+    return Registered(registry.name, version, registry.fetch(version, Path(folders.work).parent / "registry"))

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.lineage import RUN_FACTS, SOURCES
+from luthier.lineage import RUN_FACTS, SOURCES, VERSION_TAG
 
 DATA, MADE = "luthier.data.", "luthier.made."
 
@@ -28,6 +28,8 @@ class Run:
     read: dict[str, str]
     """Data sets by name: `VERSION sha256:HASH`."""
     made: dict[str, str]
+    versions: dict[str, int]
+    """Versions of the registry that were asked, by the parameter that named them."""
     sources: list[dict[str, Any]]
     """Files that were read: `source`, `file`, `sha256`, `rows`."""
     earlier: list["Run"] = field(default_factory=list)
@@ -47,6 +49,7 @@ class Run:
             "pipelines": self.facts.get("pipelines") or ["__default__"],
             "read": self.read,
             "made": self.made,
+            "versions": self.versions,
             "sources": self.sources,
         }
         return own | {"earlier": [run.as_dict() for run in self.earlier]}
@@ -103,6 +106,7 @@ def _traced(run: Any, client: Any, seen: set[str]) -> Run:
         facts=read_artefact(run.info.run_id, RUN_FACTS, client) or {},
         read=read,
         made={name.removeprefix(MADE): value for name, value in tags.items() if name.startswith(MADE)},
+        versions={name.removeprefix(VERSION_TAG): int(value) for name, value in tags.items() if name.startswith(VERSION_TAG)},
         sources=read_artefact(run.info.run_id, SOURCES, client) or [],
         earlier=earlier,
     )

@@ -147,7 +147,9 @@ def reproduce(ctx: click.Context, which: str, folder: Path | None, env: str | No
     with nullcontext(str(folder)) if folder else TemporaryDirectory(prefix="luthier-reproduce-") as place:
         there = Path(place).resolve()
         there.mkdir(parents=True, exist_ok=True)
-        run_id = again(before, root, str(_configuration(env)["globals"]["data"]), there)
+        loader = _configuration(env)
+        tracking_uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])
+        run_id = again(before, root, str(loader["globals"]["data"]), there, tracking_uri)
         compared = compare(before, trace(run_id, MlflowClient(f"sqlite:///{there / 'mlflow.db'}")))
     for found in compared:
         click.echo(f"{'same     ' if found.same else 'DIFFERENT'}  {found.name}")

@@ -86,7 +86,7 @@ class DataParameters(Parameters):
     answer_schema: str | None = None
     """Path of a JSON Schema that each answer must satisfy; null if the answers are plain text or labels."""
     safety_checks: str | None = None
-    """Path of must and must-not checks for the model's answers (YAML); null for none. As the schema, they go with the templates."""
+    """Path of must and must-not checks for the model's answers (YAML); null for none. They go with the templates, too."""
     max_rows: int | None = Field(default=None, ge=1)
     """Read only the first rows of each file; null reads all."""
 

@@ -14,6 +14,8 @@ from luthier.artefacts import hash_of
 UNKNOWN = "unknown"
 RUN_FACTS = "lineage/run.json"
 """Artefact of a run: what to run again, with which parameters."""
+VERSION_TAG = "luthier.version."
+"""Tags of a run that asked a version of the registry, by the parameter that named it: the number that it was."""
 SOURCES = "lineage/sources.json"
 """Artefact of a run that read source files: their names, hashes and rows."""
 _SELECTION = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs", "load_versions", "namespaces")

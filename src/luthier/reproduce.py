@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from luthier.artefacts import hash_of_file
+from luthier.candidates import REGISTRY_VARIABLE
 from luthier.chain import Run
 from luthier.errors import UserError
 from luthier.lineage import commit
@@ -51,7 +52,7 @@ def changed_sources(run: Run, root: Path) -> list[str]:
     return told
 
 
-def reproduce(run: Run, root: Path, data: str, folder: Path) -> str:
+def reproduce(run: Run, root: Path, data: str, folder: Path, tracking_uri: str) -> str:
     """Run the pipelines of a run again.
 
     Args:
@@ -59,6 +60,7 @@ def reproduce(run: Run, root: Path, data: str, folder: Path) -> str:
         root: the project.
         data: where the project keeps its data, a folder or a URI.
         folder: empty; configuration, data and MLflow's database of the second run go here.
+        tracking_uri: MLflow that the run was logged to: versions of the registry that it asked are asked there again.
 
     Returns:
         the id of the new run, in `sqlite:///FOLDER/mlflow.db`.
@@ -76,6 +78,7 @@ def reproduce(run: Run, root: Path, data: str, folder: Path) -> str:
         "LUTHIER_DATA": str(folder / "data"),
         "LUTHIER_WORK": str(folder / "work"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        REGISTRY_VARIABLE: tracking_uri,
         "KEDRO_DISABLE_TELEMETRY": "1",
     }
     done = subprocess.run(_command(run, folder), cwd=root, env=os.environ | settings)
@@ -100,8 +103,19 @@ def _write_configuration(run: Run, root: Path, folder: Path) -> None:
         "shards": str(work / "shards"),
         "work": str(work / "jobs"),
     }
+    if "evaluation" in parameters:  # an alias that had no version then may have one now
+        parameters["evaluation"] = parameters["evaluation"] | {"champion": None}
+    for path, number in run.versions.items():
+        _pin(parameters, path.split("."), number)
     text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     (folder / "conf" / "base" / "parameters.yml").write_text(text, encoding="utf-8")
+
+
+def _pin(block: Any, path: list[str], number: int) -> None:
+    """Set a parameter that named a version to its number; an element of a list is found by its name."""
+    for part in path[:-1]:
+        block = next(item for item in block if item["name"] == part) if isinstance(block, list) else block[part]
+    block[path[-1]] = number
 
 
 def _take_inputs(run: Run, root: Path, data: str, folder: Path) -> None:

@@ -65,8 +65,23 @@ def test_a_source_file_that_has_changed_is_told(finished, tmp_path):
 def test_a_run_done_again_gives_the_same_bytes(finished, tmp_path):
     client = client_of(finished)
     before = trace(runs_of(client)[-1].info.run_id, client)
-    again = reproduce(before, finished, str(finished / "data"), tmp_path)
+    again = reproduce(before, finished, str(finished / "data"), tmp_path, f"sqlite:///{finished / 'mlflow.db'}")
     after = trace(again, client_of(tmp_path))
     compared = compare(before, after)
     assert {"records", "split_records", "examples", "tuned_model", "evaluation"} <= {found.name for found in compared}
     assert [found.name for found in compared if not found.same] == []
+
+
+@pytest.mark.slow
+def test_a_run_that_asked_the_champion_asks_the_same_version_again(copied, tmp_path):
+    forced = ["promote", "--env", "test", "--force", "--reason", "a test"]
+    for command in (forced, ["run", "--env", "test", "--params", "seed=1"], forced):
+        done = kedro_in(copied, *command)
+        assert done.returncode == 0, output(done)
+    client = client_of(copied)
+    before = trace(runs_of(client)[0].info.run_id, client)
+    assert before.versions == {"evaluation.champion": 1}  # since then it is 2
+    uri = f"sqlite:///{copied / 'mlflow.db'}"
+    after = trace(reproduce(before, copied, str(copied / "data"), tmp_path, uri), client_of(tmp_path))
+    assert after.versions == before.versions
+    assert [found.name for found in compare(before, after) if not found.same] == []

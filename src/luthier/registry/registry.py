@@ -335,13 +335,14 @@ def _with_aliases(version: Version, aliases: Mapping[str, int | None]) -> Versio
     return replace(version, aliases=tuple(sorted(alias for alias, number in aliases.items() if number == version.number)))
 
 
-def of_active_run(cache: Path) -> Registry | None:
+def of_active_run(cache: Path, tracking_uri: str | None = None) -> Registry | None:
     """Return the registry that the active MLflow run belongs to; None if no run is active.
 
     One experiment, one model: both carry the same name.
 
     Args:
         cache: as of `Registry`.
+        tracking_uri: of another MLflow whose versions are meant; by default that of the run.
     """
     import mlflow
 
@@ -352,4 +353,4 @@ def of_active_run(cache: Path) -> Registry | None:
         return None
     name = mlflow.get_experiment(run.info.experiment_id).name
     log_uri = os.environ.get("LUTHIER_LOG_URI")
-    return Registry(name, mlflow.get_tracking_uri(), log_uri, cache, check=check_package)
+    return Registry(name, tracking_uri or mlflow.get_tracking_uri(), log_uri, cache, check=check_package)

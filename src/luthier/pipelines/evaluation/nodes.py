@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from luthier.answers import Answerer, AnswerStore
-from luthier.candidates import Asking, Registered, base_answerer, fetch_version, tuned_answerer
+from luthier.candidates import Asking, Registered, base_answerer, fetch_version, readable_registry, tuned_answerer
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.endpoint import Endpoint, EndpointAnswerer
 from luthier.models import ModelDirectory
@@ -21,7 +21,6 @@ from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
 from luthier.pipelines.evaluation.slices import figures_by_slice, slice_columns
 from luthier.records import user_text
-from luthier.registry import of_active_run
 from luthier.shards import Shards
 from luthier.text.prepare import PromptSettings
 
@@ -116,11 +115,13 @@ def answer_with_champion(
     folders: FolderParameters,
 ) -> pd.DataFrame:
     """Let the model that is in production do the same, if there is one."""
-    registry = of_active_run(Path(folders.work).parent / "registry")
-    if registry is None or registry.log.last() is None:
+    registry = readable_registry(folders)
+    if registry is None or parameters.champion is None:
+        return pd.DataFrame()
+    if parameters.champion == "champion" and registry.log.last() is None:
         logger.info("No model is in production yet: there is no champion to compare with.")
         return pd.DataFrame()
-    champion = fetch_version("champion", folders, "the champion")
+    champion = fetch_version(parameters.champion, folders, "evaluation.champion")
     return _ask_version("champion", champion, questions, plan, model, parameters, folders)
 
 

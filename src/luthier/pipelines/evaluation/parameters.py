@@ -43,6 +43,8 @@ class EvaluationParameters(Parameters):
     """Let models of this machine write nothing but what satisfies the data's answer schema: the extra `constrained`."""
     tasks: Tasks = Field(default_factory=Tasks)
     """What answers are judged by."""
+    champion: int | str | None = "champion"
+    """What is in production: an alias or a number of the registry; null compares with none."""
     candidates: Candidates = ()
     """Further models to compare with: versions of the registry, OpenAI-compatible endpoints."""
     slices: Slices = Field(default_factory=Slices)
