@@ -13,7 +13,6 @@ from luthier.answers import LocalAnswerer, identity_of
 from luthier.configuration import FolderParameters, ModelParameters, Parameters
 from luthier.endpoint import Endpoint
 from luthier.errors import UserError
-from luthier.lineage import VERSION_TAG
 from luthier.models import ModelDirectory, load_model, load_tokenizer, load_tuned, resolve_base
 from luthier.packages.contents import PROMPT
 from luthier.text.prepare import PromptSettings
@@ -187,6 +186,8 @@ def fetch_version(which: int | str, folders: FolderParameters, parameter: str) -
     except UserError as error:
         raise UserError(f"{parameter}: {error}") from None
     import mlflow
+
+    from luthier.lineage import VERSION_TAG
 
     mlflow.set_tag(f"{VERSION_TAG}{parameter}", version.number)
     return Registered(registry.name, version, registry.fetch(version, Path(folders.work).parent / "registry"))
