@@ -6,6 +6,7 @@ import json
 
 import mlflow
 import pytest
+from commands import kedro_in, output
 from rich.console import Console
 
 from luthier.chain import as_html, as_tree, trace
