@@ -144,8 +144,11 @@ class EndpointAnswerer:
         """
         if self._fields is not None:
             return
-        sender = f" with the key in {self._variable()}" if self._key() else ""
-        logger.info("%s: messages go to %s%s.", self.name, self.endpoint.url, sender)
+        with_key = f" with the key in {self._variable()}" if self._key() else ""
+        logger.info("%s: messages go to %s%s.", self.name, self.endpoint.url, with_key)
+        address = urlsplit(self.endpoint.url)
+        if with_key and address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
+            logger.warning("%s: the key goes to %s unencrypted: https:// would hide it.", self.name, self.endpoint.host)
         fields = {"model": self.endpoint.model, "temperature": 0, "logprobs": True, "max_tokens": self.max_new_tokens}
         fields |= self.endpoint.extra
         with self._session() as session:
@@ -392,9 +395,10 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _nobody_there(error: BaseException) -> bool:
-    from urllib3.exceptions import NewConnectionError
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-    return isinstance(getattr(error.args[0] if error.args else None, "reason", None), NewConnectionError)
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(reason, ConnectTimeoutError | NewConnectionError)
 
 
 def _retry_after(response: "requests.Response") -> float | None:

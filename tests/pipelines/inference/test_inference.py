@@ -151,7 +151,7 @@ def test_however_it_is_cut_and_stopped_the_result_is_the_same(tiny, tmp_path_fac
             self.left -= 1
             return super().answer(conversations, progress)
 
-    def run(kind, folder):
+    def run(kind, folder, kept=None):
         answerer = kind("x", "x", lambda: tiny, LENGTH, 8192)
         held, pulled = [], 0
 
@@ -166,6 +166,7 @@ def test_however_it_is_cut_and_stopped_the_result_is_the_same(tiny, tmp_path_fac
             patch.setattr(predicting, "ROWS_PER_SHARD", per_file)
             table, counts = predict(rows(), Model(answerer, "x@1", "sha"), store, folder / "tables", held.append)
         assert counts.rows == len(texts) == sum(held) == pulled
+        assert kept in (None, counts.kept)
         return table
 
     if not any(texts[:size]):
@@ -178,6 +179,7 @@ def test_however_it_is_cut_and_stopped_the_result_is_the_same(tiny, tmp_path_fac
     except KeyboardInterrupt:
         assert not list((torn / "tables").iterdir())
     assert run(LocalAnswerer, torn).sha256 == table.sha256
+    assert run(LocalAnswerer, torn, kept=sum(map(bool, texts))).sha256 == table.sha256
 
 
 def test_memory_holds_one_chunk(tiny, tmp_path):

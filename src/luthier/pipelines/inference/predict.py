@@ -59,11 +59,12 @@ class Counts:
     errors: list[dict[str, str]] = field(default_factory=list)
     """The first ones."""
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[dict[str, Any]], kept: bool) -> None:
         """Count the rows of a chunk."""
         bad = [row for row in rows if row["error"] is not None]
         self.rows += len(rows)
         self.answered += len(rows) - len(bad)
+        self.kept += len(rows) - len(bad) if kept else 0
         self.cut += sum(row["finish"] == "length" for row in rows)
         self.tokens += sum(row["tokens"] or 0 for row in rows)
         self.errors += [{"id": row["id"], "error": row["error"]} for row in bad[: 5 - len(self.errors)]]
@@ -125,8 +126,7 @@ def _tables(rows: Iterator[AskedRow], model: Model, store: AnswerStore, progress
         answered = store.chunk(model.answerer, good, progress) if good else None
         replies = iter(answered.replies if answered else [])
         told_rows = [_row(row, model, next(replies) if row.error is None else Refusal(row.error)) for row in chunk]
-        counts.add(told_rows)
-        counts.kept += len(good) if answered and answered.kept else 0
+        counts.add(told_rows, kept=answered is not None and answered.kept)
         yield pa.Table.from_pylist(told_rows, PREDICTION)
     if not counts.rows:
         raise UserError("inference.source: there are no rows in it.")
