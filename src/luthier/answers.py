@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,8 +97,8 @@ class LocalAnswerer:
     """Where an answer is cut."""
     batch_tokens: int
     """Prompt and answer tokens of one batch at most."""
-    constraint: Any = None
-    """What answers are held to, as `luthier.generation.generate` takes it; part of the identity."""
+    schema: Mapping[str, Any] | None = None
+    """JSON Schema that answers are held to; part of the identity."""
     _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
@@ -125,9 +126,17 @@ class LocalAnswerer:
         progress(len(prompts) - len(good))
         answers: Iterator[Answer] = iter(())
         if good:
-            asked = [prompts[number] for number in good]
-            answers = iter(generate(model, tokenizer, asked, self.max_new_tokens, self.batch_tokens, progress, self.constraint))
+            asked = [prompt for prompt in prompts if not isinstance(prompt, Refusal)]
+            answers = iter(generate(model, tokenizer, asked, self.max_new_tokens, self.batch_tokens, progress, self._constraint))
         return [prompt if isinstance(prompt, Refusal) else next(answers) for prompt in prompts]
+
+    @cached_property
+    def _constraint(self) -> Any:
+        if self.schema is None:
+            return None
+        from luthier.constrained import JsonConstraint
+
+        return JsonConstraint(self.model()[1], self.schema)
 
     def model(self) -> tuple[Any, Any]:
         """Return the model, on its device, and its tokenizer; loaded the first time.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from luthier.answers import LocalAnswerer, identity_of
+from luthier.artefacts import hash_of
 from luthier.configuration import FolderParameters, ModelParameters, Parameters
 from luthier.endpoint import Endpoint
 from luthier.errors import UserError
@@ -71,6 +72,8 @@ class Asking:
     """Prompt and answer tokens of one batch at most."""
     precision: str = "auto"
     """`bf16`, `fp32`, or `auto`: what this machine computes in."""
+    schema: Mapping[str, Any] | None = None
+    """JSON Schema that answers are held to; None leaves them free."""
 
     def answerer(self, name: str, weights: str, load: Callable[[Any], tuple[Any, Any]]) -> LocalAnswerer:
         """Return what asks the model that `load` loads in the torch dtype that it is given."""
@@ -84,7 +87,9 @@ class Asking:
             return load(torch.bfloat16 if precision == "bf16" else torch.float32)
 
         lengths = {"max_new_tokens": self.max_new_tokens, "batch_tokens": self.batch_tokens}
-        return LocalAnswerer(name, identity_of(weights, precision=precision, **lengths), loaded, **lengths)
+        held = {} if self.schema is None else {"schema": hash_of(dict(self.schema))}
+        identity = identity_of(weights, precision=precision, **lengths, **held)
+        return LocalAnswerer(name, identity, loaded, **lengths, schema=self.schema)
 
 
 def base_answerer(model: ModelParameters, folders: FolderParameters, asking: Asking, name: str = "base") -> LocalAnswerer:

@@ -90,3 +90,14 @@ def test_a_model_that_is_not_here_has_answers_and_no_likelihoods(tiny, tmp_path)
     assert found["answer"].equals(here["answer"])
     assert found[["nll", "label_scores"]].isna().all(axis=None)
     assert not math.isnan(found.at["t0", "mean_log_probability"])
+
+
+def test_answers_can_be_held_to_a_schema(tiny, tmp_path):
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"ok": {"enum": [True, None]}}, "required": ["ok"], "additionalProperties": False}
+    held = LocalAnswerer("tuned", "held", lambda: tiny, 16, 512, schema)
+    found = ask(held, questions(), AnswerStore(tmp_path))
+    told = found[found["set"] != "general"]["answer"]
+    assert set(told) <= {'{"ok":true}', '{"ok":null}'}
+    free = ask(answerer(tiny, []), questions(), AnswerStore(tmp_path))
+    assert not set(free["answer"]) & set(told)

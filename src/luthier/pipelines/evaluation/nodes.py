@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from luthier.answers import Answerer, AnswerStore
 from luthier.candidates import Asking, Registered, base_answerer, fetch_version, readable_registry, tuned_answerer
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.endpoint import Endpoint, EndpointAnswerer
+from luthier.errors import UserError
 from luthier.models import ModelDirectory
 from luthier.pipelines.evaluation import baselines, gate, lm_eval_tasks, plots, report, robustness, safety, score, tasks
 from luthier.pipelines.evaluation.ask import COLUMNS, ask
@@ -41,7 +43,7 @@ def prepare_questions(
 
     Returns:
         the questions, and the plan: `tasks`, `labels` (those of training, if the probability of each is to be measured),
-        `checks` (of safety), `system` (the data's system prompt).
+        `checks` (of safety), `system` (the data's system prompt), `schema` (that answers are held to, if they are).
     """
     settings = PromptSettings.model_validate(prompt_settings)
     checks = []
@@ -62,6 +64,7 @@ def prepare_questions(
         else [],
         "checks": [check.model_dump() for check in checks],
         "system": settings.system,
+        "schema": _to_hold_to(answer_schema) if parameters.constrain else None,
     }
     test = held_out(records, examples, parameters.max_examples)
     key = os.environ.get("LUTHIER_PII_KEY", "")
@@ -71,6 +74,21 @@ def prepare_questions(
         if candidate.endpoint is not None:  # a wrong address or key is told now
             AnswerStore.of(folders).check(_at_endpoint(candidate.name, candidate.endpoint, parameters), asked)
     return questions, plan
+
+
+def _to_hold_to(answer_schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema that answers are held to.
+
+    Raises:
+        UserError: if there is none, or nothing here can follow one.
+    """
+    if not answer_schema:
+        raise UserError(
+            "evaluation.constrain: there is no answer schema to hold answers to: set data.answer_schema, or this to false."
+        )
+    if find_spec("llguidance") is None:
+        raise UserError("evaluation.constrain needs llguidance: pip install 'luthier[constrained]', or set it to false.")
+    return answer_schema
 
 
 def answer_with_baselines(records: Shards, questions: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +110,7 @@ def answer_with_base(
     folders: FolderParameters,
 ) -> pd.DataFrame:
     """Let the base model answer, and read."""
-    return _ask(base_answerer(model, folders, _asking(parameters)), questions, plan, parameters, folders)
+    return _ask(base_answerer(model, folders, _asking(parameters, plan)), questions, plan, parameters, folders)
 
 
 def answer_with_tuned(
@@ -104,7 +122,7 @@ def answer_with_tuned(
     folders: FolderParameters,
 ) -> pd.DataFrame:
     """Let the tuned model do the same."""
-    return _ask(tuned_answerer(tuned, model, folders, _asking(parameters)), questions, plan, parameters, folders)
+    return _ask(tuned_answerer(tuned, model, folders, _asking(parameters, plan)), questions, plan, parameters, folders)
 
 
 def answer_with_champion(
@@ -144,8 +162,8 @@ def answer_with_candidates(
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _asking(parameters: EvaluationParameters) -> Asking:
-    return Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision)
+def _asking(parameters: EvaluationParameters, plan: dict[str, Any]) -> Asking:
+    return Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision, plan["schema"])
 
 
 def _at_endpoint(name: str, endpoint: Endpoint, parameters: EvaluationParameters) -> EndpointAnswerer:
@@ -163,7 +181,7 @@ def _ask_version(
 ) -> pd.DataFrame:
     logger.info("%s is %s.", name, version.name)
     own = asked_as_trained(questions, plan["system"], version.settings.system)
-    return _ask(version.answerer(model, folders, _asking(parameters), name), own, plan, parameters, folders)
+    return _ask(version.answerer(model, folders, _asking(parameters, plan), name), own, plan, parameters, folders)
 
 
 def _ask(
@@ -188,7 +206,8 @@ def run_benchmarks(
     """Let the base model and the tuned one do tasks of lm-eval, if any are named."""
     if not parameters.lm_eval.tasks:
         return pd.DataFrame(columns=lm_eval_tasks.FIGURES)
-    folder, asking = Path(folders.locate(parameters.lm_eval.folder)), _asking(parameters)
+    folder = Path(folders.locate(parameters.lm_eval.folder))
+    asking = Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision)
     found = []
     for answerer in (base_answerer(model, folders, asking), tuned_answerer(tuned, model, folders, asking)):
         logger.info("%s: %s of lm-eval.", answerer.name, ", ".join(parameters.lm_eval.tasks))
