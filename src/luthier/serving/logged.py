@@ -1,0 +1,111 @@
+"""What is known of a request when it is over, as a row of the request log."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from luthier.artefacts import canonical_json
+from luthier.serving.errors import Code
+from luthier.serving.tables import REQUESTS, between, open_database, read_frame, storable, time_text
+from luthier.text.pii import PLACEHOLDER
+from luthier.text.prepare import Message
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedRequest:
+    """What is known of a request when it is over. Messages and answer are scrubbed already."""
+
+    request: str
+    """The completion's id."""
+    at: datetime
+    """When it came, with a time zone."""
+    asked: str
+    """The model, as the client called it."""
+    status: int
+    """Of HTTP, as the answer began."""
+    seconds: float
+    """From the request to the end of its answer."""
+    streamed: bool = False
+    client: str | None = None
+    """Name of the API key."""
+    experiment: str | None = None
+    assigned: str | None = None
+    """The subject's variant."""
+    served: str | None = None
+    """The variant that answered."""
+    version: int | None = None
+    """That answered."""
+    manifest: str | None = None
+    """Root sha256 of its package."""
+    shadow_of: str | None = None
+    """The request whose shown answer this one, never shown, stands beside."""
+    subject: str | None = None
+    """From `routing.hash_subject`; never who it is."""
+    error: Code | None = None
+    """Why it failed."""
+    finish: str | None = None
+    """`stop` or `length`."""
+    first_token_seconds: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    language: str | None = None
+    """Of what the user says; ISO 639-1."""
+    messages: Sequence[Message] | None = None
+    """The turns that the model saw; none if it came to none."""
+    answer: str | None = None
+    """What the model wrote, before values were put back in the place of placeholders."""
+
+    @property
+    def characters(self) -> int:
+        """Characters of its texts."""
+        return sum(len(turn["content"]) for turn in self.messages or ()) + len(self.answer or "")
+
+
+def row_of(request: LoggedRequest, keep_text: bool) -> dict[str, Any]:
+    """Return a request as a row of the table; its features are taken from its text, whether that is kept or not."""
+    turns = request.messages
+    hits = Counter(kind for turn in turns or () for kind in _kinds(turn["content"]))
+    return storable(
+        REQUESTS,
+        {
+            **vars(request),
+            "at": time_text(request.at),
+            "turns": None if turns is None else len(turns),
+            "prompt_characters": None if turns is None else sum(len(turn["content"]) for turn in turns),
+            "answer_characters": None if request.answer is None else len(request.answer),
+            "pii": None if turns is None else canonical_json(hits),
+            "prompt": json.dumps(turns, ensure_ascii=False) if turns is not None and keep_text else None,
+            "answer": request.answer if keep_text else None,
+        },
+    )
+
+
+def _kinds(text: str) -> Iterator[str]:
+    for match in PLACEHOLDER.finditer(text):
+        yield match[0][1:].rpartition("_")[0].lower()
+
+
+def read_requests(uri: str, since: datetime | None = None, until: datetime | None = None) -> "pd.DataFrame":
+    """Return the requests that came from `since` on and before `until`, in the order of their coming.
+
+    Args:
+        uri: of the log.
+        since: with a time zone; None begins at the first.
+        until: with a time zone; None ends at the last.
+
+    Returns:
+        the columns of `tables.REQUESTS`; `at` in UTC, `pii` and `prompt` as JSON text.
+
+    Raises:
+        UserError: if there is no such log.
+    """
+    query = select(REQUESTS).where(*between(REQUESTS, "at", since, until)).order_by(REQUESTS.c.at, REQUESTS.c.request)
+    return read_frame(open_database(uri), query)
