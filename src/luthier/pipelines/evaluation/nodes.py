@@ -109,8 +109,9 @@ def answer_with_base(
     parameters: EvaluationParameters,
     folders: FolderParameters,
 ) -> pd.DataFrame:
-    """Let the base model answer, and read."""
-    return _ask(base_answerer(model, folders, _asking(parameters, plan)), questions, plan, parameters, folders)
+    """Let the base model answer, and read; the noisy messages are for models that go out, or could."""
+    clean = questions[questions["set"] != "noise"].reset_index(drop=True)
+    return _ask(base_answerer(model, folders, _asking(parameters, plan)), clean, plan, parameters, folders)
 
 
 def answer_with_tuned(
