@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         elif trouble == "moved":
             self.tell(308, "", {"Location": "https://elsewhere.example/v1"})
         elif trouble.isdecimal():
-            self.refuse(int(trouble), "Try again later.", **{"Retry-After": self.us.wait} if trouble == "429" else {})
+            self.refuse(int(trouble), "Try again later.", **{"Retry-After": self.us.wait} if trouble in ("429", "503") else {})
         elif trouble:
             self.tell(200, trouble)
         elif self.allowed():

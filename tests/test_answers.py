@@ -183,6 +183,7 @@ def start(models: Path, store: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(arguments, env=environment() | {"PYTHONPATH": paths}, text=True, stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_then_given_twice_at_once_the_answers_are_the_same_bytes(tmp_path):
     models, whole, torn = (tmp_path / name for name in ("models", "whole", "torn"))
     model = sharp_tiny(models)

@@ -108,10 +108,10 @@ def test_a_server_that_stays_down_is_asked_so_often_and_no_more(server):
     assert len(server.asked()) == 3
 
 
-@pytest.mark.parametrize("as_date", [False, True])
-def test_a_server_that_says_when_is_not_asked_before(server, as_date):
+@pytest.mark.parametrize(("trouble", "as_date"), [("429", False), ("503", False), ("429", True)])
+def test_a_server_that_says_when_is_not_asked_before(server, trouble, as_date):
     server.wait = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True) if as_date else "0.4"
-    server.troubles = ["", "429"]
+    server.troubles = ["", trouble]
     ask(server, concurrency=1, asked=ASKED[:2])
     waited = server.times[2] - server.times[1]
     assert (0.8 if as_date else 0.4) <= waited < 4

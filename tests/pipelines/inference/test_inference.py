@@ -172,7 +172,7 @@ def test_however_it_is_cut_and_stopped_the_result_is_the_same(tiny, tmp_path_fac
     if not any(texts[:size]):
         return  # refused, see below
     whole, torn = (tmp_path_factory.mktemp(name) for name in ("whole", "torn"))
-    table = run(LocalAnswerer, whole)
+    table = run(LocalAnswerer, whole, kept=0)
     assert [row["error"] for row in table.iter_rows()] == [None if text else "bad" for text in texts]
     try:
         run(Stopping, torn)
