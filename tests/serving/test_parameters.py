@@ -1,9 +1,6 @@
 """Parameters of serving: mistakes are told by their key, secrets are not repeated, and the shipped ones are the defaults."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
 from luthier.configuration import FolderParameters, validate_parameters
 from luthier.errors import UserError
@@ -11,7 +8,6 @@ from luthier.serving.log import RequestLog
 from luthier.serving.parameters import LOG_VARIABLE, LogParameters, ServingParameters
 from luthier.serving.routing import resolve_experiment
 
-SHIPPED = Path(__file__).resolve().parents[2] / "conf" / "base" / "parameters_serving.yml"
 FOLDERS = FolderParameters(root="/p", base_models="/p/b", shards="/p/s", work="/p/data/06_models/work")
 
 
@@ -19,10 +15,6 @@ def told(**values) -> str:
     with pytest.raises(UserError) as caught:
         validate_parameters({"seed": 0, "serving": values}, {"serving": ServingParameters}, [])
     return str(caught.value)
-
-
-def test_the_shipped_parameters_are_the_defaults_written_out():
-    assert ServingParameters.model_validate(yaml.safe_load(SHIPPED.read_text())["serving"]) == ServingParameters()
 
 
 def test_every_field_says_what_it_is():
