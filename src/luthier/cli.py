@@ -1,18 +1,27 @@
 """The project's `kedro` commands: Kedro's own, and those that release a model. A mistake is told in a sentence, no traceback."""
 
 import json
+import logging
 import os
+import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import CONTEXT_SETTINGS, ENV_HELP
+from kedro.framework.startup import bootstrap_project
+from kedro.utils import find_kedro_project
 
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
     from luthier.registry import Line, Registry, Version
+
+
+FULL_WIDTH = 116
+"""Columns of a terminal that a whole table of versions needs."""
 
 
 class Command(click.Command):
@@ -29,6 +38,22 @@ class Command(click.Command):
 @click.group(context_settings=CONTEXT_SETTINGS, name=__package__)
 def cli() -> None:
     """Commands of the project."""
+
+
+def before_plugins() -> None:
+    """Run a command of ours before Kedro loads its plug-ins, of which kedro-mlflow imports all of MLflow: seconds.
+
+    Kedro calls this first of all (entry point `kedro.init`). `kedro run`, and whatever is not ours, goes on as ever.
+    """
+    name, root = "".join(sys.argv[1:2]), find_kedro_project(Path.cwd())
+    if name != "run" and name in cli.commands and root is not None and _is_ours(root):
+        bootstrap_project(root)
+        cli()
+
+
+def _is_ours(root: Path) -> bool:
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    return bool(settings["tool"]["kedro"].get("package_name") == __package__)
 
 
 run = Command(name="run", callback=kedro_run.callback, params=kedro_run.params, help=kedro_run.help)
@@ -88,11 +113,11 @@ def models(show_log: bool, as_json: bool, env: str | None) -> None:
 @click.pass_context
 def gate(ctx: click.Context, markdown: bool, as_json: bool, env: str | None) -> None:
     """Show what the gate said of the last evaluation; exit 0 for pass, 1 for fail, 3 for undecided."""
+    data = str(_configuration(env)["globals"]["data"])
+    decision = _newest_json(f"{data}/08_reporting/gate_decision.json")
     from luthier.pipelines.evaluation.gate import exit_code
     from luthier.pipelines.evaluation.gate_report import render_markdown, render_table
 
-    data = str(_configuration(env)["globals"]["data"])
-    decision = _newest_json(f"{data}/08_reporting/gate_decision.json")
     if as_json:
         click.echo(json.dumps(decision, indent=2, ensure_ascii=False))
     elif markdown:
@@ -204,8 +229,6 @@ def _newest_json(path: str) -> Any:
 
 
 def _root() -> Path:
-    from kedro.utils import find_kedro_project
-
     root = find_kedro_project(Path.cwd())
     if root is None:
         raise UserError(f"There is no Kedro project in {Path.cwd()} or above it.")
@@ -216,15 +239,25 @@ def _configuration(env: str | None) -> Any:
     """Return the configuration as `kedro run --env` reads it, without making Kedro's context, which takes seconds."""
     from kedro.framework.project import settings
 
+    _log_to_stderr()
     source = _root() / settings.CONF_SOURCE
     if env is not None and not (source / env).is_dir():
         raise UserError(f"There is no environment {env}: no folder {source / env}.")
     return settings.CONFIG_LOADER_CLASS(conf_source=str(source), env=env, **settings.CONFIG_LOADER_ARGS)
 
 
+def _log_to_stderr() -> None:
+    """Leave the standard output to what a command answers: Kedro logs there, and a warning would spoil `--json`."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RichHandler):
+            handler.console = Console(stderr=True)
+
+
 def _registry(env: str | None) -> "Registry":
     """Open the registry that `kedro run --env` writes to, without making Kedro's context, which takes seconds."""
-    from luthier.packages import check_package
     from luthier.quiet import quiet_trackers
     from luthier.registry import Registry
 
@@ -238,7 +271,13 @@ def _registry(env: str | None) -> "Registry":
     # one experiment, one model: both carry the same name
     name = mlflow["tracking"]["experiment"]["name"]
     log_uri = os.environ.get("LUTHIER_LOG_URI")
-    return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, check=check_package)
+    return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, check=_check)
+
+
+def _check(package: Path, expected: str) -> None:
+    from luthier.packages import check_package  # when there is something to check: it takes a while to import
+
+    check_package(package, expected)
 
 
 def _tell(line: "Line") -> None:
@@ -251,52 +290,67 @@ def _tell(line: "Line") -> None:
 
 
 def _print(table: Any) -> None:
+    _console().print(table)
+
+
+def _console() -> Any:
     from rich.console import Console
 
     console = Console()
     # a file or a pipe has no width: nothing is folded there
-    (console if console.is_terminal else Console(width=240)).print(table)
+    return console if console.is_terminal else Console(width=240)
+
+
+def _table(rows: list[dict[str, Any]], numbers: tuple[str, ...], least: tuple[str, ...]) -> Any:
+    """Return a table of rows by column: `numbers` stand to the right, and what is `least` needs a window of some width."""
+    from rich.table import Table
+
+    narrow = _console().width < FULL_WIDTH
+    told = f"in a window of {FULL_WIDTH} columns: {', '.join(least)}" if narrow else None
+    table = Table(box=None, pad_edge=False, caption=told, caption_justify="left")
+    shown = [name for name in rows[0] if not (narrow and name in least)]
+    for name in shown:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    return table
 
 
 def _versions_table(versions: "list[Version]") -> Any:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("version", "aliases", "gate", "figures", "data", "registered", "commit", "run"):
-        table.add_column(name, justify="right" if name == "version" else "left", overflow="fold")
     colours = {"pass": "green", "fail": "red", "undecided": "yellow"}
-    for version in versions:
-        table.add_row(
-            str(version.number),
-            Text(", ".join(version.aliases), style="bold" if "champion" in version.aliases else ""),
-            Text(version.gate, style=colours.get(version.gate, "")),
-            "\n".join(f"{name} {value:.4g}" for name, value in list(version.figures.items())[:4]),
-            "\n".join(f"{name} {sha256[:8]}" for name, sha256 in version.data.items()),
-            version.created.replace("T", " ").removesuffix("+00:00"),
-            version.commit[:8],
-            version.run[:8],
-        )
-    return table
+    rows = [
+        {
+            "version": str(version.number),
+            "aliases": Text("\n".join(version.aliases), style="bold" if "champion" in version.aliases else ""),
+            "gate": Text(version.gate, style=colours.get(version.gate, "")),
+            "figures": "\n".join(f"{name} {value:.4g}" for name, value in list(version.figures.items())[:4]),
+            "registered (UTC)": version.created.replace("T", " ")[:16],
+            "commit": version.commit[:8],
+            "run": version.run[:8],
+            "data": "\n".join(f"{name} {sha256[:8]}" for name, sha256 in version.data.items()),
+        }
+        for version in versions
+    ]
+    return _table(rows, numbers=("version",), least=("run", "data"))
 
 
 def _log_table(lines: "list[Line]") -> Any:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("line", "when (UTC)", "who", "what", "from", "to", "gate", "package", "reason"):
-        table.add_column(name, overflow="fold")
-    for line in lines:
-        table.add_row(
-            str(line.number),
-            line.at.replace("T", " ")[:19],
-            Text(line.who),
-            f"{line.action}, forced" if line.forced else line.action,
-            str(line.from_version or ""),
-            str(line.version),
-            line.gate,
-            line.manifest[:8],
-            Text(line.reason),
-        )
-    return table
+    rows = [
+        {
+            "line": str(line.number),
+            "when (UTC)": line.at.replace("T", " ")[:19],
+            "who": Text(line.who),
+            "what": f"{line.action}, forced" if line.forced else line.action,
+            "from": str(line.from_version or ""),
+            "to": str(line.version),
+            "gate": line.gate,
+            "package": line.manifest[:8],
+            "reason": Text(line.reason),
+        }
+        for line in lines
+    ]
+    return _table(rows, numbers=("line", "from", "to"), least=("gate", "package"))

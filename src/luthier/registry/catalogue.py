@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from luthier.registry.versions import Version, read_tags
 
@@ -12,8 +12,24 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-class Catalogue:
+class Catalogue(Protocol):
     """One model in MLflow's registry. It knows nothing of the deployment log: aliases are what MLflow says."""
+
+    def versions(self) -> list[Version]:
+        """Return all versions, the newest first."""
+        ...
+
+    def version(self, number: int) -> Version | None:
+        """Return the version of this number; None if there is none."""
+        ...
+
+    def aliases(self) -> dict[str, int]:
+        """Return which version each alias points to."""
+        ...
+
+
+class ClientCatalogue:
+    """One model as MLflow's client shows it, whatever store or server is behind."""
 
     def __init__(self, name: str, tracking_uri: str) -> None:
         """Name the model; nothing is opened before it is needed."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
     insert,
     select,
 )
-from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
-from sqlalchemy.pool import NullPool
 
 from luthier.artefacts import hash_of
 from luthier.errors import UserError
+from luthier.registry.database import Database
 
 FIRST = "0" * 64
 """What the first line of a log carries in place of the hash of a line before it."""
@@ -144,25 +140,7 @@ class DeploymentLog:
             UserError: if no log can be kept in such a database.
         """
         self.model, self.who = model, who
-        self._url = _database(uri)
-        self._is_sqlite = self._url.get_backend_name() == "sqlite"
-
-    @cached_property
-    def _engine(self) -> Engine:
-        # SQLite: transactions begin where we say so, and wait while a training run logs its metrics into the same file
-        options: dict[str, Any] = {"isolation_level": None, "timeout": 30} if self._is_sqlite else {"connect_timeout": 10}
-        return create_engine(self._url, poolclass=NullPool, connect_args=options)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        try:
-            connection = self._engine.connect()
-        except ModuleNotFoundError as error:
-            raise UserError(f'{self._url.drivername} needs a driver: pip install "luthier[postgres]" ({error}).') from error
-        except OperationalError as error:
-            raise UserError(f"The database {self._url.render_as_string()} cannot be opened: {error.orig}") from error
-        with connection:
-            yield connection
+        self.database = Database(uri)
 
     @contextmanager
     def writer(self, doing: str, patience: float = 0.0) -> Iterator[Connection]:
@@ -175,16 +153,16 @@ class DeploymentLog:
         Raises:
             UserError: if another holds it, saying who.
         """
-        lock = self._file_lock(doing, patience) if self._is_sqlite else contextlib.nullcontext()
-        with lock, self._connection() as connection:
-            if not self._is_sqlite:
+        lock = self._file_lock(doing, patience) if self.database.is_sqlite else contextlib.nullcontext()
+        with lock, self.database.connection() as connection:
+            if not self.database.is_sqlite:
                 # on the connection that writes: a session that was lost can no longer write either
                 self._session_lock(connection, doing, patience)
             yield connection
 
     @contextmanager
     def _file_lock(self, doing: str, patience: float) -> Iterator[None]:
-        path = Path(f"{self._url.database}-{re.sub(r'[^A-Za-z0-9.-]', '_', self.model)}.lock")
+        path = Path(f"{self.database.url.database}-{re.sub(r'[^A-Za-z0-9.-]', '_', self.model)}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+", encoding="utf-8") as file:
 
@@ -228,11 +206,12 @@ class DeploymentLog:
             ).scalar_one_or_none()
             raise _kept_out(holder or "")
 
-    def append(self, connection: Connection, **facts: Any) -> Line:
+    def append(self, connection: Connection, along: Callable[[Line], None] | None = None, **facts: Any) -> Line:
         """Add a line, in one transaction.
 
         Args:
             connection: what `writer` yielded: the lock is held.
+            along: what else is to be written through this connection if the line is, and not if it is not.
             facts: the fields of `Line` from `action` to `manifest`.
 
         Raises:
@@ -253,6 +232,8 @@ class DeploymentLog:
         values = {"model": self.model, "number": number, "at": _now(), "who": self.who, **facts, "before": before}
         line = Line(**values, sha256=hash_of(values))
         connection.execute(insert(TABLE).values(**asdict(line)))
+        if along is not None:
+            along(line)
         connection.commit()
         return line
 
@@ -273,7 +254,7 @@ class DeploymentLog:
         return next(iter(self._read(connection, TABLE.c.number == number)), None)
 
     def _read(self, connection: Connection | None, *conditions: Any, newest: bool = False) -> list[Line]:
-        with self._connection() if connection is None else contextlib.nullcontext(connection) as reading:
+        with self.database.connection() if connection is None else contextlib.nullcontext(connection) as reading:
             lines = _lines(reading, self.model, *conditions, newest=newest)
             reading.rollback()  # ends the transaction: a package may be read for minutes before the next statement
         return lines
@@ -297,20 +278,6 @@ def check_chain(lines: list[Line], before: str = FIRST, number: int = 1) -> None
                 "Restore the table luthier_deployments from a backup."
             )
         before = line.sha256
-
-
-def _database(uri: str) -> URL:
-    try:
-        url = make_url(uri)
-    except ArgumentError:
-        url = None
-    if url is None or url.get_backend_name() not in APPEND_ONLY or not url.database or url.database == ":memory:":
-        shown = url.render_as_string() if url is not None else uri.split("@")[-1]
-        raise UserError(
-            f"The deployment log cannot be kept in {shown}: it needs a database that it can lock. "
-            "Set LUTHIER_LOG_URI to sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/database."
-        )
-    return url
 
 
 def _lines(connection: Connection, model: str, *conditions: Any, newest: bool = False) -> list[Line]:

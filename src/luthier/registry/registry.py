@@ -1,9 +1,9 @@
 """Registering versions, putting one into production and taking it back.
 
-    take the lock -> check the package's bytes -> add a line, in one transaction -> set the aliases `previous` and `champion`
+    take the lock -> check the package's bytes -> in one transaction: add a line, set the aliases `previous` and `champion`
 
-A kill before the line changed nothing. A kill after it leaves aliases that are behind the log: the next command, whichever it is,
-sets them and says so in the log.
+A kill at any moment leaves the old state or the new one. Where the log lies in a database of its own, the aliases are set after
+the line, one by one: a kill in between leaves them behind the log, and the next command sets them and says so in the log.
 """
 
 import contextlib
@@ -12,16 +12,18 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from luthier.artefacts import read_manifest
 from luthier.errors import UserError, did_you_mean
-from luthier.registry.catalogue import Catalogue
+from luthier.registry.catalogue import Catalogue, ClientCatalogue
 from luthier.registry.log import BusyError, DeploymentLog, Line, whoami
 from luthier.registry.store import Check, PackageStore, check_bytes
+from luthier.registry.tables import TableCatalogue
 from luthier.registry.versions import CANDIDATE, CHAMPION, PREVIOUS, Gate, Version, written_tags
 
 if TYPE_CHECKING:
@@ -74,14 +76,25 @@ class Registry:
             )
         self.name, self.tracking_uri = name, tracking_uri
         self.log = DeploymentLog(name, log_uri or tracking_uri, who or whoami())
-        self._catalogue = Catalogue(name, tracking_uri)
+        self._mlflow = ClientCatalogue(name, tracking_uri)
+        self._beside = log_uri in (None, tracking_uri)
         self._check = check
         self._store = PackageStore(tracking_uri, cache, check)
 
     @property
     def client(self) -> "MlflowClient":
         """MLflow's client of the tracking server."""
-        return self._catalogue.client
+        return self._mlflow.client
+
+    @cached_property
+    def _tables(self) -> TableCatalogue | None:
+        """MLflow's tables, if the log lies beside them."""
+        tables = TableCatalogue(self.name, self.log.database)
+        return tables if self._beside and tables.is_known() else None
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._tables or self._mlflow
 
     # --- reading
 
@@ -156,12 +169,12 @@ class Registry:
         self.client.log_artifacts(run_id, str(package), place)
         tags = written_tags(manifest, gate, figures or {}, data or {}, run_id, commit)
         with self.log.writer("register", PATIENCE) as connection:
-            self._catalogue.create_model()
+            self._mlflow.create_model()
             self._repair(connection)
             same = [v.number for v in self.versions() if (v.manifest, v.run) == (manifest, run_id)]
             source = f"{root.rstrip('/')}/{place}"
-            number = same[0] if same else self._catalogue.create_version(source, run_id, tags)
-            self._catalogue.set_aliases({CANDIDATE: number})
+            number = same[0] if same else self._mlflow.create_version(source, run_id, tags)
+            self._mlflow.set_aliases({CANDIDATE: number})
         return self.resolve(number)
 
     def promote(self, version: str | int | None = None, force: bool = False, reason: str | None = None) -> Line:
@@ -193,7 +206,7 @@ class Registry:
                 )
             known = self.log.last_of(target.number, connection)
             self._store.check_stored(target, known.manifest if known else target.manifest)
-            line = self.log.append(
+            return self._write(
                 connection,
                 action="promote",
                 forced=not passed,
@@ -205,8 +218,6 @@ class Registry:
                 gate=target.gate,
                 manifest=target.manifest,
             )
-            self._set_aliases(line)
-        return line
 
     def rollback(self, to: str | int | None = None, reason: str | None = None) -> Line:
         """Bring back the champion that the present one was promoted over, or one that was champion before it.
@@ -225,7 +236,7 @@ class Registry:
             restored = self._line_to_restore(connection, last, to)
             target = self.resolve(restored.version)
             self._store.check_stored(target, restored.manifest)
-            line = self.log.append(
+            return self._write(
                 connection,
                 action="rollback",
                 forced=False,
@@ -237,8 +248,6 @@ class Registry:
                 gate=target.gate,
                 manifest=restored.manifest,
             )
-            self._set_aliases(line)
-        return line
 
     def repair(self) -> None:
         """Set aliases that disagree with the log; while another is at it, they are his to set.
@@ -257,7 +266,7 @@ class Registry:
         if last is None or found is None:
             return last
         said = ", ".join(f"{alias} {number or 'nobody'}" for alias, number in found.items())
-        line = self.log.append(
+        line = self._write(
             connection,
             action="repair",
             forced=False,
@@ -270,7 +279,6 @@ class Registry:
             manifest=last.manifest,
         )
         logger.warning("Aliases disagreed with the deployment log (%s); they are set again.", line.reason)
-        self._set_aliases(line)
         return line
 
     def _disagreement(self, last: Line) -> dict[str, int | None] | None:
@@ -296,16 +304,22 @@ class Registry:
             wanted[alias] = number if version is not None and version.manifest == manifest else None
         return wanted
 
-    def _set_aliases(self, line: Line) -> None:
+    def _write(self, connection: Connection, **facts: Any) -> Line:
+        """Add a line and set the aliases to what it says, in one transaction where both are in one database."""
+        tables = self._tables
+        if tables is not None:
+            return self.log.append(connection, lambda line: tables.set_aliases(connection, self._wanted(line)), **facts)
+        line = self.log.append(connection, **facts)
         from mlflow.exceptions import MlflowException
 
         try:
-            self._catalogue.set_aliases(self._wanted(line))
+            self._mlflow.set_aliases(self._wanted(line))
         except MlflowException as error:
             raise UserError(
                 f"Version {line.version} is the champion: line {line.number} of the deployment log says so. "
                 f"But MLflow did not take its aliases ({error}). The next command sets them, such as `kedro models`."
             ) from error
+        return line
 
     def _line_to_restore(self, connection: Connection, last: Line, to: str | int | None) -> Line:
         if to is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from luthier.artefacts import MANIFEST, hash_of, is_complete, read_manifest, staged, verify
 from luthier.errors import UserError
@@ -85,7 +86,7 @@ class PackageStore:
             raise UserError(
                 f"The tag luthier.manifest of version {version.number} was changed: it was in production with {expected[:16]}."
             )
-        folder = self._local(version)
+        folder = _local(version)
         if folder is not None:
             self._check(folder, expected)
             return
@@ -108,7 +109,7 @@ class PackageStore:
             )
 
     def _stored_manifest(self, version: Version) -> dict[str, Any]:
-        folder = self._local(version)
+        folder = _local(version)
         if folder is not None:
             return read_manifest(folder)
         with tempfile.TemporaryDirectory() as temporary:
@@ -117,7 +118,7 @@ class PackageStore:
             return read_manifest(Path(temporary))
 
     def _download(self, version: Version, target: Path) -> None:
-        folder = self._local(version)
+        folder = _local(version)
         if folder is not None:
             # MLflow would give the store's own folder; links are copied as links, for the check to refuse
             ignored = shutil.ignore_patterns(MLFLOW_NOTE)
@@ -132,11 +133,14 @@ class PackageStore:
 
         return get_artifact_repository(version.source, tracking_uri=self._tracking_uri)
 
-    def _local(self, version: Version) -> Path | None:
-        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        repository = self._artefacts(version)
-        return Path(repository.artifact_dir) if isinstance(repository, LocalArtifactRepository) else None
+def _local(version: Version) -> Path | None:
+    """Return the folder that a package lies in; None if a service keeps it."""
+    place = urlsplit(version.source)
+    if place.scheme not in ("", "file"):
+        return None
+    # as MLflow finds it, which reads %20 as a space whether or not it says file:
+    return Path(unquote(place.path if place.scheme else version.source))
 
 
 @contextmanager
