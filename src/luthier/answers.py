@@ -325,7 +325,7 @@ def _store(place: Path, answerer: Answerer, rows: int, write: Callable[[Path], N
         with staged(place, identity=answerer.identity, format=FORMAT, rows=rows, **answerer.facts()) as staging:
             write(staging)
     except OSError:
-        if not is_complete(place):
+        if not _is_sound(place):
             raise
 
 

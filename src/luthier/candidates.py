@@ -21,7 +21,7 @@ from luthier.text.prepare import PromptSettings
 if TYPE_CHECKING:
     from luthier.registry import Registry, Version
 
-TAKEN = ("base", "tuned", "champion", "majority", "tfidf")
+TAKEN = ("base", "tuned", "constrained", "champion", "majority", "tfidf")
 """Names of the models that are always compared."""
 REGISTRY_VARIABLE = "LUTHIER_REGISTRY_URI"
 """Environment variable: MLflow whose versions are asked, where it is not the one that the run is logged to."""

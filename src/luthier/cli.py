@@ -1,5 +1,6 @@
 """The project's `kedro` commands: Kedro's own, and those that release a model. A mistake is told in a sentence, no traceback."""
 
+import gc
 import json
 import logging
 import os
@@ -47,6 +48,9 @@ def before_plugins() -> None:
     """
     name, root = "".join(sys.argv[1:2]), find_kedro_project(Path.cwd())
     if name != "run" and name in cli.commands and root is not None and _is_ours(root):
+        # a short life among modules that stay: the collector of garbage would go through them in vain, again and again
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
         bootstrap_project(root)
         cli()
 
@@ -154,8 +158,8 @@ def lineage(which: str, page: Path | None, as_json: bool, env: str | None) -> No
 @click.pass_context
 def reproduce(ctx: click.Context, which: str, folder: Path | None, env: str | None) -> None:
     """Do the run WHICH (or that of a version) again from its own data, in a folder of its own; exit 1 if bytes differ."""
-    from contextlib import nullcontext
-    from tempfile import TemporaryDirectory
+    import shutil
+    from tempfile import mkdtemp
 
     from mlflow import MlflowClient
 
@@ -169,13 +173,14 @@ def reproduce(ctx: click.Context, which: str, folder: Path | None, env: str | No
     before = trace(_run_of(which, registry)[0], registry.client)
     if (today := other_commit(before, root)) is not None:
         click.echo(f"The code is not that of the run: commit {today[:12]}, then {before.commit[:12]}.", err=True)
-    with nullcontext(str(folder)) if folder else TemporaryDirectory(prefix="luthier-reproduce-") as place:
-        there = Path(place).resolve()
-        there.mkdir(parents=True, exist_ok=True)
-        loader = _configuration(env)
-        tracking_uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])
-        run_id = again(before, root, str(loader["globals"]["data"]), there, tracking_uri)
-        compared = compare(before, trace(run_id, MlflowClient(f"sqlite:///{there / 'mlflow.db'}")))
+    there = (folder or Path(mkdtemp(prefix="luthier-reproduce-"))).resolve()
+    there.mkdir(parents=True, exist_ok=True)
+    loader = _configuration(env)
+    tracking_uri = str(loader["mlflow"]["server"]["mlflow_tracking_uri"])
+    run_id = again(before, root, str(loader["globals"]["data"]), there, tracking_uri)
+    compared = compare(before, trace(run_id, MlflowClient(f"sqlite:///{there / 'mlflow.db'}")))
+    if folder is None:  # a run that failed stays where its error says
+        shutil.rmtree(there)
     for found in compared:
         click.echo(f"{'same     ' if found.same else 'DIFFERENT'}  {found.name}")
     ctx.exit(0 if all(found.same for found in compared) else 1)

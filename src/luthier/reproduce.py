@@ -106,16 +106,23 @@ def _write_configuration(run: Run, root: Path, folder: Path) -> None:
     if "evaluation" in parameters:  # an alias that had no version then may have one now
         parameters["evaluation"] = parameters["evaluation"] | {"champion": None}
     for path, number in run.versions.items():
-        _pin(parameters, path.split("."), number)
+        _pin(parameters, path, number)
     text = yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     (folder / "conf" / "base" / "parameters.yml").write_text(text, encoding="utf-8")
 
 
-def _pin(block: Any, path: list[str], number: int) -> None:
-    """Set a parameter that named a version to its number; an element of a list is found by its name."""
-    for part in path[:-1]:
-        block = next(item for item in block if item["name"] == part) if isinstance(block, list) else block[part]
-    block[path[-1]] = number
+def _pin(block: Any, path: str, number: int) -> None:
+    """Set a parameter that named a version to its number; an element of a list is found by its name, which may hold dots."""
+    if isinstance(block, list):
+        # the longest: `v1` is the beginning of `v1.2`
+        item = max((item for item in block if path.startswith(f"{item['name']}.")), key=lambda item: len(item["name"]))
+        _pin(item, path.removeprefix(f"{item['name']}."), number)
+        return
+    first, dot, rest = path.partition(".")
+    if dot:
+        _pin(block[first], rest, number)
+    else:
+        block[first] = number
 
 
 def _take_inputs(run: Run, root: Path, data: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from luthier.chain import as_html, as_tree, trace
 from luthier.errors import UserError
-from luthier.reproduce import changed_sources, compare, reproduce
+from luthier.reproduce import _pin, changed_sources, compare, reproduce
 
 RAW = "data/01_raw/support_messages.jsonl"
 
@@ -60,6 +60,16 @@ def test_a_source_file_that_has_changed_is_told(finished, tmp_path):
     (tmp_path / RAW).write_text("other")
     (told,) = changed_sources(found, tmp_path)
     assert told.startswith(f"{RAW} has changed: it was sha256:{found.sources[0]['sha256']}")
+
+
+def test_a_candidate_whose_name_holds_dots_is_pinned():
+    parameters = {
+        "evaluation": {"champion": "champion", "candidates": [{"name": "v1", "version": 9}, {"name": "v1.2", "version": "x"}]}
+    }
+    _pin(parameters, "evaluation.champion", 3)
+    _pin(parameters, "evaluation.candidates.v1.2.version", 4)
+    assert parameters["evaluation"]["champion"] == 3
+    assert [one["version"] for one in parameters["evaluation"]["candidates"]] == [9, 4]
 
 
 @pytest.mark.slow

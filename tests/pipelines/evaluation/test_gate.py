@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from luthier.configuration import validate_parameters
 from luthier.errors import UserError
-from luthier.pipelines.evaluation.gate import GateParameters, decide, exit_code
+from luthier.pipelines.evaluation.gate import GateParameters, check_rules, decide, exit_code
 from luthier.pipelines.evaluation.gate_report import render_markdown, render_table
 from luthier.stats import p_mean_above, p_pairs_above
 
@@ -538,3 +538,25 @@ def test_the_gate_is_honest_over_a_thousand_evaluations_of_two_equal_models(size
             passed[metric] += rule["decision"] == "pass"
     assert not any(often(count, 1000, 0.05) for count in passed.values()), passed
     assert passed["exact_match"] > 10
+
+
+def test_what_rules_name_is_checked_before_anything_is_answered():
+    written = rules(
+        {"metric": "exact_match", "better_than": "bose"},
+        {"metric": "exact_match", "no_slice_below": 0.4, "slice": "lable"},
+        {"safety": "all"},
+        {"retention": "nll", "margin": 0.1},
+        {"any_of": [{"metric": "x", "better_than": "base"}, {"metric": "x", "better_than": "old"}]},
+    )
+    with pytest.raises(UserError) as told:
+        check_rules(written, {"base", "champion"}, ["label"], {"scores"})
+    for part in (
+        "rule 1",
+        "'bose' (did you mean 'base'?)",
+        "'lable' (did you mean 'label'?)",
+        "data.safety_checks",
+        "retention.path",
+        "'old'",
+    ):
+        assert part in str(told.value)
+    check_rules(written[1:], {"base", "old"}, ["lable"], {"scores", "safety", "retention"})

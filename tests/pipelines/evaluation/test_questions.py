@@ -86,3 +86,10 @@ def test_only_test_records_that_became_examples_are_held_out():
     examples = tables.shards([{"id": name} for name in on_test[1:]], tables.pa.schema([("id", tables.pa.string())]))
     assert held_out(records, examples, None)["id"].tolist() == on_test[1:]
     assert held_out(records, examples, 2)["id"].tolist() == on_test[1:3]
+
+
+def test_an_empty_system_prompt_is_none():
+    questions = made()
+    assert asked_as_trained(questions, SYSTEM, "").equals(asked_as_trained(questions, SYSTEM, None))
+    bare = asked_as_trained(questions, SYSTEM, None)
+    assert asked_as_trained(bare, "", SYSTEM).equals(questions)

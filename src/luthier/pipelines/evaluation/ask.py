@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from jinja2 import TemplateError
 
 from luthier.answers import Answerer, AnswerStore, LocalAnswerer
+from luthier.errors import UserError
 from luthier.pipelines.evaluation.questions import asked_of
 from luthier.text.prepare import Message
 
@@ -79,7 +81,12 @@ def _measure(
             model, tokenizer = answerer.model()
             return losses_of(model, examples_of(tokenizer, asked, texts), answerer.batch_tokens)
 
-        for number, (nll, tokens) in zip(at, store.measured(answerer, ["nll", name, asked, texts], measured), strict=True):
+        try:
+            losses = store.measured(answerer, ["nll", name, asked, texts], measured)
+        except (TemplateError, UserError) as error:
+            logger.warning("%s: likelihoods cannot be measured, its chat template refuses the messages: %s", answerer.name, error)
+            return
+        for number, (nll, tokens) in zip(at, losses, strict=True):
             rows[number] |= {"nll": nll, "supervised_tokens": int(tokens)}
     # a JSON answer that leaves the field out has no label
     at = [number for number, row in enumerate(rows) if row["set"] == "test" and label_of(str(row["expected"]), label_field)]

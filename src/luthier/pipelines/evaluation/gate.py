@@ -5,7 +5,7 @@ gate passes a model only if every rule is shown to hold, and fails it only if on
 how the chance of being wrong is kept below `alpha`, with sources and measurements.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -285,6 +285,35 @@ def decide(
 def exit_code(decision: Mapping[str, Any]) -> int:
     """Return 0 for pass, 1 for fail, 3 for undecided (2 is the command line's own, for a wrong call)."""
     return {"pass": 0, "fail": 1, "undecided": 3}[decision["decision"]]
+
+
+def check_rules(rules: Sequence[Rule], models: Collection[str], slices: Collection[str], measured: Collection[str]) -> None:
+    """Check what can be known of rules before anything is answered: the models, slices and tables that they name.
+
+    Args:
+        rules: `GateParameters.rules`.
+        models: that the candidate may be compared with.
+        slices: their names.
+        measured: tables that there will be: `scores`, perhaps `retention` and `safety`.
+
+    Raises:
+        UserError: naming everything that does not fit.
+    """
+    problems = []
+    for number, rule in enumerate(rules, start=1):
+        where = f"evaluation.gate.rules, rule {number} ({rule.words()})"
+        for need in _needs(rule):
+            if need.table not in measured:
+                told = {"retention": "set evaluation.retention.path", "safety": "set data.safety_checks"}[need.table]
+                problems.append(f"{where}: {need.table} is not measured: {told}, or leave the rule out")
+            if need.other is not None and need.other not in models:
+                known = _listed(sorted(models))
+                problems.append(f"{where}: no model {need.other!r}{did_you_mean(need.other, models)}; there are {known}")
+            if need.slice is not None and need.slice not in slices:
+                there = _listed(sorted(slices)) or "none: name some in evaluation.slices.by"
+                problems.append(f"{where}: no slice {need.slice!r}{did_you_mean(need.slice, slices)}; there are {there}")
+    if problems:
+        raise UserError("The gate could not decide; nothing was answered.\n  " + "\n  ".join(dict.fromkeys(problems)))
 
 
 @dataclass(frozen=True)

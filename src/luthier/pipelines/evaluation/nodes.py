@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ def prepare_questions(
 
     Returns:
         the questions, and the plan: `tasks`, `labels` (those of training, if the probability of each is to be measured),
-        `checks` (of safety), `system` (the data's system prompt), `schema` (that answers are held to, if they are).
+        `checks` (of safety), `system` (the data's system prompt), `schema` (that the model `constrained` is held to).
     """
     settings = PromptSettings.model_validate(prompt_settings)
     checks = []
@@ -70,9 +72,19 @@ def prepare_questions(
     key = os.environ.get("LUTHIER_PII_KEY", "")
     questions = make_questions(test, checks, passages, settings, parameters.robustness, seed, key)
     asked = asked_of(questions[questions["set"] != "general"])
+    # what only the room's last steps would find wrong is told now
+    slice_columns(test, parameters.slices)
+    if parameters.champion not in (None, "champion"):
+        fetch_version(parameters.champion, folders, "evaluation.champion")
     for candidate in parameters.candidates:
-        if candidate.endpoint is not None:  # a wrong address or key is told now
+        if candidate.endpoint is not None:
             AnswerStore.of(folders).check(_at_endpoint(candidate.name, candidate.endpoint, parameters), asked)
+        elif candidate.version is not None:
+            fetch_version(candidate.version, folders, f"evaluation.candidates.{candidate.name}.version")
+    models = {"majority", "tfidf", "base", "champion", *(candidate.name for candidate in parameters.candidates)}
+    models |= {"constrained"} if parameters.constrain else set()
+    measured = {"scores", *(["safety"] if checks else []), *(["retention"] if passages is not None else [])}
+    gate.check_rules(parameters.gate.rules, models, parameters.slices.by, measured)
     return questions, plan
 
 
@@ -111,7 +123,7 @@ def answer_with_base(
 ) -> pd.DataFrame:
     """Let the base model answer, and read; the noisy messages are for models that go out, or could."""
     clean = questions[questions["set"] != "noise"].reset_index(drop=True)
-    return _ask(base_answerer(model, folders, _asking(parameters, plan)), clean, plan, parameters, folders)
+    return _ask(base_answerer(model, folders, _asking(parameters)), clean, plan, parameters, folders)
 
 
 def answer_with_tuned(
@@ -122,8 +134,13 @@ def answer_with_tuned(
     parameters: EvaluationParameters,
     folders: FolderParameters,
 ) -> pd.DataFrame:
-    """Let the tuned model do the same."""
-    return _ask(tuned_answerer(tuned, model, folders, _asking(parameters, plan)), questions, plan, parameters, folders)
+    """Let the tuned model do the same; on demand once more, held to the answer schema."""
+    free = _ask(tuned_answerer(tuned, model, folders, _asking(parameters)), questions, plan, parameters, folders)
+    if plan["schema"] is None:
+        return free
+    held = tuned_answerer(tuned, model, folders, replace(_asking(parameters), schema=plan["schema"]), "constrained")
+    asked = questions[questions["set"] != "general"].reset_index(drop=True)
+    return pd.concat([free, _ask(held, asked, plan, parameters, folders)], ignore_index=True)
 
 
 def answer_with_champion(
@@ -163,8 +180,8 @@ def answer_with_candidates(
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _asking(parameters: EvaluationParameters, plan: dict[str, Any]) -> Asking:
-    return Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision, plan["schema"])
+def _asking(parameters: EvaluationParameters) -> Asking:
+    return Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision)
 
 
 def _at_endpoint(name: str, endpoint: Endpoint, parameters: EvaluationParameters) -> EndpointAnswerer:
@@ -182,7 +199,7 @@ def _ask_version(
 ) -> pd.DataFrame:
     logger.info("%s is %s.", name, version.name)
     own = asked_as_trained(questions, plan["system"], version.settings.system)
-    return _ask(version.answerer(model, folders, _asking(parameters, plan), name), own, plan, parameters, folders)
+    return _ask(version.answerer(model, folders, _asking(parameters), name), own, plan, parameters, folders)
 
 
 def _ask(
@@ -208,7 +225,7 @@ def run_benchmarks(
     if not parameters.lm_eval.tasks:
         return pd.DataFrame(columns=lm_eval_tasks.FIGURES)
     folder = Path(folders.locate(parameters.lm_eval.folder))
-    asking = Asking(parameters.max_new_tokens, parameters.batch_tokens, parameters.precision)
+    asking = _asking(parameters)
     found = []
     for answerer in (base_answerer(model, folders, asking), tuned_answerer(tuned, model, folders, asking)):
         logger.info("%s: %s of lm-eval.", answerer.name, ", ".join(parameters.lm_eval.tasks))
@@ -229,8 +246,7 @@ def score_answers(
         the scores of the held-out messages, and of the same with noise (`kind` says which).
     """
     judged = tasks.score_by_tasks(
-        # without times: figures of one evaluation are the same whenever it is done again
-        answers[answers["set"].isin(["test", "noise"])].drop(columns="seconds").reset_index(drop=True),
+        answers[answers["set"].isin(["test", "noise"])].reset_index(drop=True),
         answer_schema,
         plan["tasks"],
         parameters.tasks,
@@ -326,7 +342,10 @@ def log_evaluation(evaluation: dict[str, Any], gate_decision: dict[str, Any]) ->
 
     if mlflow.active_run():
         figures = {
-            f"evaluation/{name}/{m}": f["value"] for name, metrics in evaluation["models"].items() for m, f in metrics.items()
+            # MLflow takes no other characters, and a field of an answer may be called anything
+            re.sub(r"[^\w/ .:-]", "_", f"evaluation/{name}/{metric}"): figure["value"]
+            for name, metrics in evaluation["models"].items()
+            for metric, figure in metrics.items()
         }
         mlflow.log_metrics(figures)
         mlflow.log_text(json.dumps(evaluation, indent=2), "evaluation.json")

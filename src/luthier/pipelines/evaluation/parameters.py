@@ -40,7 +40,8 @@ class EvaluationParameters(Parameters):
     max_examples: int | None = Field(default=None, ge=1)
     """Evaluate on the first test examples only; null takes all."""
     constrain: bool = False
-    """Let models of this machine write nothing but what satisfies the data's answer schema: the extra `constrained`."""
+    """Compare also with the tuned model held to the answer schema, as `constrained`: what serving it so would bring. The gate
+    judges the tuned model as it is. Needs the extra `constrained`."""
     tasks: Tasks = Field(default_factory=Tasks)
     """What answers are judged by."""
     champion: int | str | None = "champion"

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 
 from luthier.pipelines.evaluation.tables import label_of_model, main_metrics, metric_name
 
-COLOURS = {"majority": "#c9c3b8", "tfidf": "#9aa88f", "base": "#8fa3b8", "tuned": "#b5541c", "champion": "#5b7a4d"}
+COLOURS = {
+    "majority": "#c9c3b8",
+    "tfidf": "#9aa88f",
+    "base": "#8fa3b8",
+    "tuned": "#b5541c",
+    "constrained": "#d99a6c",
+    "champion": "#5b7a4d",
+}
 FURTHER = ("#7a6a9b", "#3f8a8c", "#a98a2e", "#8c5063")
 MOST_PARTS = 30  # of a slice, that are drawn
 

@@ -96,6 +96,7 @@ def asked_as_trained(questions: pd.DataFrame, ours: str | None, own: str | None)
         ours: the data's system prompt.
         own: the model's.
     """
+    ours, own = ours or None, own or None  # an empty prompt is none
     if ours == own:
         return questions
 

@@ -11,6 +11,7 @@ LABELS = {
     "tfidf": "TF-IDF + logistic regression",
     "base": "base model",
     "tuned": "tuned model",
+    "constrained": "tuned model, held to the schema",
     "champion": "champion",
 }
 

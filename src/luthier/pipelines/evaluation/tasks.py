@@ -146,7 +146,7 @@ def score_by_tasks(
         - classification: `label_right` (bool), `label_expected`, `label_answer` (text)
         - free_text: `rouge1`, `rouge2`, `rougeL`, `chrf`, `token_f1`, from 0 to 1
         - always: `output_characters`, `output_empty`, `output_refused`; where known `output_tokens`, `output_cut`,
-          `output_seconds`, `output_confidence` (see `calibration.confidence_of`).
+          `output_confidence` (see `calibration.confidence_of`). Times are no scores: they are never the same twice.
     """
     scored = score_answers(answers.drop(columns=list(_FACTS), errors="ignore"), schema)
     pairs = list(zip(scored["expected"].astype(str), scored["answer"].astype(str), strict=True))
@@ -307,8 +307,6 @@ def _output(
         columns["output_tokens"] = tokens.tolist()
         if max_new_tokens is not None:
             columns["output_cut"] = (tokens >= max_new_tokens).tolist()
-    if "seconds" in answers:
-        columns["output_seconds"] = answers["seconds"].astype("float64").tolist()
     if "mean_log_probability" in answers:
         columns["output_confidence"] = confidence_of(answers["mean_log_probability"]).tolist()
     return columns

@@ -68,8 +68,13 @@ class Reading:
             RowError: if nothing is.
         """
         template = self.settings.user
-        if self.column is None and template is not None and columns_of_template(template) <= row.keys():
-            return prompt_messages(row, self.settings, self.key)
+        if self.column is None and template is not None:
+            try:
+                return prompt_messages(row, self.settings, self.key)
+            except RowError:
+                # a template may do without a column, as training's rows did; a row of another form is asked by its own
+                if columns_of_template(template) <= row.keys():
+                    raise
         turns = asked(row, self.column)
         if self.settings.system and not any(turn["role"] == "system" for turn in turns):
             turns.insert(0, {"role": "system", "content": self.settings.system})
