@@ -32,7 +32,7 @@ run: $(VENV)/.runtime ## raw messages -> fine-tuned model -> comparison with the
 	$(BIN)/kedro run
 
 test: $(VENV)/.dev check ## checks and fast tests
-	$(BIN)/pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 test-slow: $(VENV)/.dev ## the slow tests: real models, real kills
 	$(BIN)/pytest -m slow
