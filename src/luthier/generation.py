@@ -28,7 +28,7 @@ from luthier.likelihood import SHARED_AT_LEAST, micro_batches
 from luthier.rows import NAME, Cache, fits, forward
 from luthier.text.chat import end_tokens
 
-PREFILL_TOKENS = 512  # of prompts, in one pass: more are no faster, and take more memory
+PASS_TOKENS = 512  # read in one pass, prompts or drafts: more are no faster, and take more memory
 REFILL = 0.25  # share of the rows that must be free before waiting prompts come in: the fewer passes, the fuller they are
 CONTEXT = 4  # tokens that decide what is proposed to follow them
 SURE = 0.7  # how often a proposal must have been right
@@ -85,10 +85,13 @@ def generate(
     progress: Progress = lambda _: None,
     constraint: Constraint | None = None,
 ) -> list[Answer]:
-    """Return the greedy answer to each prompt, in their order; the same prompts have the same answers, whatever the machine does.
+    """Return the greedy answer to each prompt, in their order.
+
+    On one machine the same list of prompts has the same answers to the last bit; among other prompts an answer differs by
+    rounding alone.
 
     Args:
-        model: a causal language model of transformers, or one of peft's.
+        model: a causal language model of transformers, or one of peft's, in evaluation mode; one call at a time.
         tokenizer: its tokenizer.
         prompts: token ids, at least one each.
         max_new_tokens: where an answer is cut.
@@ -181,25 +184,26 @@ class _Writer:
             return 0
         while self.waiting and len(self.rows) < self.cache.slots:
             own = self.own[self.waiting[0]]
-            if tokens and tokens + len(own) > PREFILL_TOKENS:
+            if tokens and tokens + len(own) > PASS_TOKENS:
                 break
             tokens += len(own)
             matcher = self.constraint.matcher() if self.constraint else None
             self.rows.append(_Row(self.waiting.popleft(), list(own), len(own), matcher))
         row = self.rows[first]
-        row.kept = max(0, row.asked - PREFILL_TOKENS)  # more than nothing only where it came in alone
+        row.kept = max(0, row.asked - PASS_TOKENS)  # more than nothing only where it came in alone
         self._read(first, row.tokens[: row.kept])
         return first
 
     def _read(self, slot: int, tokens: list[int]) -> None:
         """Let the model read the first tokens of a row, a piece at a time, without a word about what follows."""
-        for begin in range(0, len(tokens), PREFILL_TOKENS):
-            forward(self.model, self.cache, slot, [tokens[begin : begin + PREFILL_TOKENS]], [begin], [0])
+        for begin in range(0, len(tokens), PASS_TOKENS):
+            forward(self.model, self.cache, slot, [tokens[begin : begin + PASS_TOKENS]], [begin], [0])
 
     def _advance(self, first: int) -> None:
         """Write the next tokens of the rows from `first` on: at least one each, and as many more as were foreseen."""
         rows = self.rows[first:]
-        proposed = [self._propose(row) for row in rows]
+        longest = PASS_TOKENS // len(rows) - 1
+        proposed = [self._propose(row, longest) for row in rows]
         drafts = [draft for draft, _ in proposed]
         fed = [row.tokens[row.kept :] + draft for row, draft in zip(rows, drafts, strict=True)]
         logits = forward(self.model, self.cache, first, fed, [row.kept for row in rows], [len(draft) + 1 for draft in drafts])
@@ -209,10 +213,10 @@ class _Writer:
         for row, draft in zip(rows, drafts, strict=True):
             self._accept(row, draft, [next(chosen) for _ in range(len(draft) + 1)])
 
-    def _propose(self, row: _Row) -> tuple[list[int], torch.Tensor | None]:
+    def _propose(self, row: _Row, longest: int) -> tuple[list[int], torch.Tensor | None]:
         """Return what probably comes next, and the tokens that a constraint allows there."""
         answer = row.answer()
-        room = self.max_new_tokens - len(answer) - 1
+        room = max(0, min(longest, self.max_new_tokens - len(answer) - 1))
         draft = self.drafts.propose(answer, room)
         if row.matcher is None:
             return draft, None
