@@ -209,3 +209,14 @@ def test_killed_at_any_moment_then_given_twice_at_once_the_answers_are_the_same_
 
 def test_the_project_keeps_its_answers_where_its_work_is(tmp_path):
     assert AnswerStore.of(folders_in(tmp_path)).folder == tmp_path / "data/07_model_output/answers"
+
+
+def test_answering_ends_with_the_command_that_asked():
+    code = (
+        "import threading, time\nfrom luthier.answers import progress_bar\n"
+        "def answer():\n    with progress_bar('x', None) as progress:\n        while True:\n"
+        "            progress(0)\n            time.sleep(0.02)\n"
+        "threading.Thread(target=answer).start()\ntime.sleep(0.2)\n"  # the main thread ends, as after Ctrl-C
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110, check=False)
+    assert "KeyboardInterrupt" in done.stderr

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import main_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -357,6 +358,8 @@ def progress_bar(title: str, total: int | None) -> Iterator[Progress]:
 
         def progress(count: int) -> None:
             nonlocal done, told
+            if not main_thread().is_alive():  # Ctrl-C: Kedro runs nodes in a thread, which nobody tells
+                raise KeyboardInterrupt
             done += count
             bar.advance(task, count)
             now = time.monotonic()
