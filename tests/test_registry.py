@@ -359,6 +359,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(either):
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / "extra.py").write_text(""), "extra.py is not in the manifest"),
         (lambda folder: _reseal(folder), "is another package"),
+        (lambda folder: _link(folder), "model.txt is a link or no file"),
+        (lambda folder: (folder / "away").symlink_to("deep"), "away is not in the manifest"),
     ],
 )
 def test_a_package_that_was_tampered_with_is_refused_and_nothing_changed(registry, tmp_path, tamper, told):
@@ -385,6 +387,12 @@ def _reseal(folder: Path) -> None:
     write_manifest(folder, {})
 
 
+def _link(folder: Path) -> None:
+    """Put a link in the place of a file, to the same bytes."""
+    (folder / "model.txt").rename(folder.with_suffix(".aside"))
+    (folder / "model.txt").symlink_to(folder.with_suffix(".aside"))
+
+
 def test_a_tag_that_was_changed_with_the_package_is_refused(registry, tmp_path):
     registry.promote(1)
     registry.promote(2)
@@ -395,12 +403,16 @@ def test_a_tag_that_was_changed_with_the_package_is_refused(registry, tmp_path):
     assert len(registry.log.lines()) == 2
 
 
-def test_a_package_can_be_judged_by_any_check(registry):
+def test_a_package_can_be_judged_by_any_check_before_it_is_first_in_production(registry):
     seen = []
     judge = Registry(MODEL, registry.tracking_uri, check=lambda folder, expected: seen.append((folder, expected)))
     judge.promote(1)
-    version = registry.resolve(1)
-    assert seen == [(Path(version.source), version.manifest)]
+    judge.promote(2)
+    versions = [registry.resolve(number) for number in (1, 2)]
+    assert seen == [(Path(version.source), version.manifest) for version in versions]
+    judge.rollback()
+    judge.promote(2)
+    assert len(seen) == 2  # what has been judged is compared byte by byte
 
 
 def test_a_fetched_package_is_a_checked_copy_and_is_mended(registry, tmp_path):
@@ -419,6 +431,7 @@ def test_what_mlflow_leaves_in_a_store_is_not_fetched(registry, tmp_path):
     (Path(version.source) / "registered_model_meta").write_text("model_name: luthier\n")
     folder = registry.fetch(version, tmp_path / "cache")
     assert {path.name for path in folder.iterdir()} == {"model.txt", "config.json", "deep", MANIFEST}
+    registry.promote(version.number, force=True, reason="nor does it keep a version from production")
 
 
 def test_a_version_that_was_deleted_does_not_come_back_as_another(either):

@@ -61,7 +61,8 @@ class Registry:
             log_uri: database of the deployment log; by default that of MLflow. A server does not show its database: with one,
                 name a database that all who promote can reach.
             cache: folder for packages of a remote store, which are downloaded to be checked.
-            check: what a package must withstand before it is registered, fetched or switched to.
+            check: what a package must withstand before it is registered, fetched or promoted for the first time. One that was in
+                production before is compared with what the log says of it.
             who: who acts, as the log will say; by default user@machine.
 
         Raises:
@@ -205,7 +206,7 @@ class Registry:
                     f"To overrule it, and have that in the log: kedro promote {target.number} --force --reason TEXT"
                 )
             known = self.log.last_of(target.number, connection)
-            self._store.check_stored(target, known.manifest if known else target.manifest)
+            self._store.check_stored(target, known.manifest if known else None)
             return self._write(
                 connection,
                 action="promote",

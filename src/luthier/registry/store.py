@@ -5,12 +5,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from luthier.artefacts import MANIFEST, hash_of, is_complete, read_manifest, staged, verify
+from luthier.artefacts import MANIFEST, hash_of, hash_of_file, is_complete, read_manifest, staged
 from luthier.errors import UserError
 from luthier.registry.versions import Version
 
@@ -32,9 +33,22 @@ def check_bytes(folder: Path, expected: str) -> None:
     Raises:
         UserError: naming what differs.
     """
-    found = verify(folder)["sha256"]
-    if found != expected:
-        raise UserError(f"{folder} is another package: its root hash is {found[:16]}, the registry says {expected[:16]}.")
+    manifest = read_manifest(folder)
+    if not manifest["sha256"] == hash_of(manifest["files"]) == expected:
+        raise UserError(
+            f"{folder} is another package: its root hash is {manifest['sha256'][:16]}, the registry says {expected[:16]}."
+        )
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    wanted = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    named = {name: path for name, path in found.items() if name in wanted and not path.is_symlink() and path.is_file()}
+    with ThreadPoolExecutor() as threads:
+        hashes = dict(zip(named, threads.map(hash_of_file, named.values()), strict=True))
+    problems = [f"{name} is not in the manifest" for name in found.keys() - wanted.keys() - {MANIFEST, MLFLOW_NOTE}]
+    problems += [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is a link or no file" for name in (wanted.keys() & found.keys()) - named.keys()]
+    problems += [f"{name} has changed (its sha256 differs)" for name, sha256 in hashes.items() if sha256 != wanted[name]]
+    if problems:
+        raise UserError(f"{folder} is not what was registered; register the package again.\n  " + "\n  ".join(sorted(problems)))
 
 
 class PackageStore:
@@ -72,27 +86,28 @@ class PackageStore:
                 raise
         return target
 
-    def check_stored(self, version: Version, expected: str) -> None:
+    def check_stored(self, version: Version, logged: str | None) -> None:
         """Check the bytes in the store; of a remote one each file's name and size, and the bytes of the copy in the cache.
 
         Args:
             version: whose package it is.
-            expected: the root hash that it must have.
+            logged: the root hash that it was in production with. It withstood the whole check then; if it still is what it was,
+                byte by byte, it need not again.
 
         Raises:
             UserError: naming what differs.
         """
-        if version.manifest != expected:
+        if logged is not None and version.manifest != logged:
             raise UserError(
-                f"The tag luthier.manifest of version {version.number} was changed: it was in production with {expected[:16]}."
+                f"The tag luthier.manifest of version {version.number} was changed: it was in production with {logged[:16]}."
             )
         folder = _local(version)
         if folder is not None:
-            self._check(folder, expected)
+            (check_bytes if logged else self._check)(folder, version.manifest)
             return
         with contextlib.ExitStack() as stack:
             cache = self._cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            if is_complete(cache / expected):
+            if is_complete(cache / version.manifest):
                 self._check_listing(version)
             self.fetch(version, cache)
 
