@@ -125,8 +125,8 @@ def token_logprob(token: str, logprob: float, top: Sequence[tuple[str, float]] =
 
 
 def _logprob(token: str, logprob: float) -> TopLogprob:
-    # half of a character decodes to the replacement sign, which is not what its bytes are
-    known = "\ufffd" not in token
+    # half of a character decodes to the replacement sign, or is a half surrogate: neither is what its bytes are
+    known = "\ufffd" not in token and token == token.encode(errors="replace").decode()
     # rounding may put it a little above 0
     value = LOWEST_LOGPROB if math.isnan(logprob) else min(max(logprob, LOWEST_LOGPROB), 0.0)
     return {"token": token, "logprob": value, "bytes": list(token.encode()) if known else None}
