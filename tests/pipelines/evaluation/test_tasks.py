@@ -223,10 +223,10 @@ def test_the_columns_are_those_of_the_chosen_tasks():
     assert set(scored(TEXTS, TEXTS, "free_text")) - plain == set(TEXT_METRICS)
     assert set(scored(TEXTS, TEXTS, "classification")) - plain == {"label_right", "label_expected", "label_answer"}
     assert {"output_characters", "output_empty", "output_refused", "exact_match"} <= plain
-    assert not {"output_tokens", "output_cut", "output_seconds", "output_confidence"} & plain
+    assert not {"output_tokens", "output_cut", "output_confidence"} & plain
 
 
-def test_length_time_and_cut_answers_are_told_where_known():
+def test_length_and_cut_answers_are_told_where_known():
     table = scored(
         ["x"] * 3, ["abc", "", "  "], answer_tokens=[3, 0, 8], seconds=[0.5, 0.1, 2.0], mean_log_probability=np.log([0.9, 1, 0.2])
     )
@@ -234,7 +234,6 @@ def test_length_time_and_cut_answers_are_told_where_known():
     assert table["output_empty"].tolist() == [False, True, True]
     assert table["output_cut"].tolist() == [False, False, True]
     assert table["output_tokens"].tolist() == [3, 0, 8]
-    assert table["output_seconds"].tolist() == [0.5, 0.1, 2.0]
     assert table["output_confidence"].tolist() == pytest.approx([0.9, 1, 0.2])
     assert not {"answer_tokens", "seconds", "mean_log_probability"} & set(table)
     figures = compare(table, seed=0)["models"]["tuned"]
@@ -242,12 +241,12 @@ def test_length_time_and_cut_answers_are_told_where_known():
 
 
 def test_what_one_model_has_no_value_of_gives_it_no_figure_and_no_difference():
-    one = answers(LABELS, LABELS, "tuned", seconds=1.0)
-    table = score_by_tasks(pd.concat([one, one.assign(model="tfidf", seconds=None)]), {}, ("classification",), Tasks())
+    one = answers(LABELS, LABELS, "tuned", answer_tokens=1.0)
+    table = score_by_tasks(pd.concat([one, one.assign(model="tfidf", answer_tokens=None)]), {}, ("classification",), Tasks())
     found = compare(table, seed=0)
-    assert "output_seconds" in found["models"]["tuned"]
-    assert "output_seconds" not in found["models"]["tfidf"]
-    assert "output_seconds" not in found["differences"]["tuned_minus_tfidf"]
+    assert "output_tokens" in found["models"]["tuned"]
+    assert "output_tokens" not in found["models"]["tfidf"]
+    assert "output_tokens" not in found["differences"]["tuned_minus_tfidf"]
     assert found["differences"]["tuned_minus_tfidf"]["label_right"] == {"value": 0, "low": 0, "high": 0}
     json.dumps(found, allow_nan=False)
 
