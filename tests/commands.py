@@ -35,7 +35,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "kedro", *arguments]
 
 
-def kedro_in(folder: Path, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+def kedro_in(folder: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
     """Run a kedro command in a folder and return what it printed."""
     return subprocess.run(
         command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
