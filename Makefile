@@ -35,7 +35,7 @@ test: $(VENV)/.dev check ## checks and fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 test-slow: $(VENV)/.dev ## the slow tests: real models, real kills
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(VENV)/.dev ## equivalence and resume on CUDA devices
 	$(BIN)/pytest -m gpu

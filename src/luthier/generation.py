@@ -87,8 +87,8 @@ def generate(
 ) -> list[Answer]:
     """Return the greedy answer to each prompt, in their order.
 
-    On one machine the same list of prompts has the same answers to the last bit; among other prompts an answer differs by
-    rounding alone.
+    On one machine and in as many threads, the same list of prompts has the same answers to the last bit; among other prompts
+    an answer differs by rounding alone.
 
     Args:
         model: a causal language model of transformers, or one of peft's, in evaluation mode; one call at a time.
