@@ -146,8 +146,8 @@ class LineageHooks:
             mlflow.log_figure(data, f"plots/{dataset_name}.png")
         elif version := self._version_of(dataset_name):
             mlflow.set_tag(f"luthier.made.{dataset_name}", named_version(version, data))
-        if dataset_name == "sources":
-            mlflow.log_dict(data, SOURCES)
+        if dataset_name in ("sources", "inference_report"):  # the files that came from outside
+            mlflow.log_dict(data if dataset_name == "sources" else data["files"], SOURCES)
 
     def _version_of(self, name: str) -> str | None:
         """Return the version of a data set that this run reads or writes; None if it has none."""

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
@@ -124,10 +125,22 @@ READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
 def as_json(row: Any, error: str | None) -> tuple[str, str | None]:
     """Return a row as JSON that can be stored, and why it is bad: what `read` said, or that its text is none.
 
-    Text is none that holds a byte that is not UTF-8 (csv), or half a character (`\\ud83d` in JSON).
+    Text is none that holds a byte that is not UTF-8 (csv), or half a character (`\\ud83d` in JSON). A number that JSON does not
+    know, such as the NaN that Parquet files have for what is missing, becomes null.
     """
-    text = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(row), ensure_ascii=False, default=str)
     return text.encode(errors="replace").decode(), error or _why_unreadable(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _why_unreadable(text: str) -> str | None:

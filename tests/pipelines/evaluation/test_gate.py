@@ -492,7 +492,7 @@ def test_a_model_that_breaks_one_rule_of_many_seldom_passes():
         scores["on_the_limit"] = random.random(len(scores)) < 0.9
         written = [BETTER, {"metric": "field_accuracy", "better_than": "base"}, {"metric": "on_the_limit", "at_least": 0.9}]
         passed += decide(scores, rules(*written))["decision"] == "pass"
-    assert passed > 3
+    assert passed > 0
     assert not often(passed, 200, 0.05)
 
 
@@ -525,7 +525,7 @@ def test_the_best_of_several_alternatives_seldom_passes_by_luck_and_many_rules_s
         failed += decide(table, rules(*better))["decision"] == "fail"
     assert not often(passed, 200, 0.05)
     assert not often(failed, 200, 0.05)
-    assert min(passed, failed) > 3
+    assert min(passed, failed) > 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import command, environment, kedro_in, output
 
-from luthier.artefacts import verify
+from luthier.artefacts import hash_of_file, verify
 from luthier.shards import Shards
 
 SOURCE = "data/01_raw/support_messages.jsonl"
@@ -52,6 +53,12 @@ def test_a_file_is_answered_by_the_champion_and_every_row_says_so(copied):
     errors = [row for row in rows if row["error"] is not None]
     assert 0 < len(errors) == told["rows"] - told["answered"]
     assert f"luthier@1 answered {told['answered']} of 60 rows, 0 of them in an earlier run" in output(done)
+    # the chain of the run: the file that was answered, and the version that answered it
+    run = sqlite3.connect(copied / "mlflow.db").execute("select run_uuid from runs order by start_time desc").fetchone()[0]
+    chain = json.loads(kedro_in(copied, "lineage", run, "--json", "--env", "test").stdout)
+    assert [(file["file"], file["rows"]) for file in chain["sources"]] == [(SOURCE, 60)]
+    assert chain["sources"][0]["sha256"] == hash_of_file(copied / SOURCE)
+    assert chain["versions"] == {"inference.model": 1}
 
 
 @pytest.mark.slow

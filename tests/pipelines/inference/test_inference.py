@@ -99,7 +99,15 @@ def test_every_row_comes_out_with_its_answer_and_what_answered(home, tiny, tmp_p
     assert {(row["model"], row["manifest"]) for row in rows} == {(report["model"], report["manifest"])}
     assert report["manifest"].startswith(f"{home / 'sharp'}@")
     assert (report["answered"], len(report["first_errors"])) == (len(ROWS), 4)
-    assert report["files"][0]["file"] == "x.jsonl"
+    assert [(file["file"], file["rows"]) for file in report["files"]] == [("x.jsonl", len(bad))]
+
+
+def test_a_number_that_json_does_not_know_is_null_in_the_row(home, tmp_path):
+    table = pa.table({"body": ["a", "b"], "score": [float("nan"), float("inf")], "more": [[1.5, float("nan")], []]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    rows = answered(home, tmp_path, source="x.parquet")[0]
+    found = [json.loads(row["row"], parse_constant=pytest.fail) for row in rows]
+    assert found == [{"body": "a", "score": None, "more": [1.5, None]}, {"body": "b", "score": None, "more": []}]
 
 
 def test_the_form_of_the_file_changes_no_answer(home, tmp_path):

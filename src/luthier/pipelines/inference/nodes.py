@@ -54,15 +54,15 @@ def answer_rows(
         format_of(file, inference.format, "inference.source")
     answers, settings = _choose(inference, data, model, max_new_tokens, folders)
     reading = Reading(settings, inference.id, inference.column, os.environ.get("LUTHIER_PII_KEY", ""))
-    facts = []
+    facts: list[dict[str, Any]] = []
     for file in files:
         sha256, size = fingerprint(file, "inference.source")
-        facts.append({"file": _shown(file, folders), "sha256": sha256, "bytes": size})
+        facts.append({"file": _shown(file, folders), "sha256": sha256, "bytes": size, "rows": 0})
     folder = Path(folders.shards) / "predictions"
     forget(folder)
     store = AnswerStore.of(folders, inference.rows_per_chunk)
     with progress_bar(f"{answers.name} answers", None) as progress:
-        predictions, counts = predict(_rows(files, reading, inference, folders), answers, store, folder, progress)
+        predictions, counts = predict(_rows(files, facts, reading, inference), answers, store, folder, progress)
     logger.info(
         "%s answered %s of %s rows, %s of them in an earlier run; %s were cut at the limit.",
         answers.name,
@@ -107,10 +107,14 @@ def _choose(
     return Model(version.answerer(model, folders, asking), version.name, version.version.manifest), version.settings
 
 
-def _rows(files: list[str], reading: Reading, inference: InferenceParameters, folders: FolderParameters) -> Iterator[AskedRow]:
-    for file in files:
-        shown = _shown(file, folders)
-        yield from reading.rows(file, inference.format, shown, inference.max_rows, f"{shown}:" if len(files) > 1 else "")
+def _rows(files: list[str], facts: list[dict[str, Any]], reading: Reading, inference: InferenceParameters) -> Iterator[AskedRow]:
+    """Yield the rows of all files, and count them in the facts of their file."""
+    for file, fact in zip(files, facts, strict=True):
+        shown = str(fact["file"])
+        prefix = f"{shown}:" if len(files) > 1 else ""
+        for row in reading.rows(file, inference.format, shown, inference.max_rows, prefix):
+            fact["rows"] += 1
+            yield row
 
 
 def _shown(file: str, folders: FolderParameters) -> str:
