@@ -54,4 +54,7 @@ def test_the_real_model_gets_better(project):
     assert over_base["low"] > 0
     assert over_majority["value"] >= 0.10
     assert over_majority["low"] > 0
+    # on this evidence the gate lets it pass, and it can go into production
+    assert "The gate says: pass." in output(done)
+    assert "Registered as version 1 of luthier, the candidate" in output(done)
     assert 2**30 < peak[0] < 6e9
