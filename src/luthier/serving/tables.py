@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Connection, Double, Index, Integer, MetaData, Select, String, Table, Text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from luthier.errors import UserError
-from luthier.registry.database import BACKENDS, Database
+from luthier.registry.database import Database
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,17 +75,7 @@ def open_database(uri: str) -> Database:
     Raises:
         UserError: if it is none of SQLite's files and PostgreSQL's databases.
     """
-    try:
-        url = make_url(uri)
-    except ArgumentError:
-        url = None
-    if url is None or url.get_backend_name() not in BACKENDS or not url.database or url.database == ":memory:":
-        shown = url.render_as_string() if url is not None else uri.split("@")[-1]
-        raise UserError(
-            f"serving.log.uri: requests cannot be logged in {shown}. "
-            "Write sqlite:////absolute/path.db or postgresql+psycopg://user@host/database."
-        )
-    return Database(uri)
+    return Database(uri, "The request log", "serving.log.uri")
 
 
 def make_tables(database: Database) -> None:

@@ -43,11 +43,11 @@ def render_table(decision: Mapping[str, Any]) -> Table:
     """Return the decision as a table for the terminal."""
     table = Table(title=f"Gate: {decision['decision']}   ({_about(decision)})", title_justify="left", caption_justify="left")
     table.caption = NEXT[decision["decision"]]
-    table.add_column("rule", ratio=3)
+    table.add_column("rule", ratio=3, overflow="fold")
     table.add_column("decision", no_wrap=True)
     table.add_column("measured [bounds]", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
-    table.add_column("why", ratio=4)
+    table.add_column("why", ratio=4, overflow="fold")
     for rule in decision["rules"]:
         verdict = Text(rule["decision"], style=COLOURS[rule["decision"]])
         # Text, because rich would take the brackets of bounds and of names from the data for markup
