@@ -20,7 +20,7 @@ def peak_memory_of_children() -> Iterator[list[int]]:
     peak, stop = [0], threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.2):
+        while not stop.wait(2.0):  # to look takes a tenth of a second of a core
             held = 0
             for process in psutil.Process(os.getpid()).children(recursive=True):
                 try:

@@ -529,15 +529,15 @@ def test_the_best_of_several_alternatives_seldom_passes_by_luck_and_many_rules_s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [30, 200])
-def test_the_gate_is_honest_over_a_thousand_evaluations_of_two_equal_models(size):
+@pytest.mark.parametrize(("size", "evaluations"), [(30, 300), (200, 1000)])
+def test_the_gate_is_honest_over_many_evaluations_of_two_equal_models(size, evaluations):
     passed = {"exact_match": 0, "field_accuracy": 0, "nll": 0}
     written = rules(*({"metric": metric, "better_than": "base"} for metric in passed))
-    for seed in range(1000):
+    for seed in range(evaluations):
         for metric, rule in zip(passed, decide(scores_of({"base": 0, "tuned": 0}, size, seed), written)["rules"], strict=True):
             passed[metric] += rule["decision"] == "pass"
-    assert not any(often(count, 1000, 0.05) for count in passed.values()), passed
-    assert passed["exact_match"] > 10
+    assert not any(often(count, evaluations, 0.05) for count in passed.values()), passed
+    assert passed["exact_match"] > evaluations / 100
 
 
 def test_what_rules_name_is_checked_before_anything_is_answered():
