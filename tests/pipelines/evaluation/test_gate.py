@@ -14,8 +14,10 @@ from scipy.stats import binomtest
 
 from luthier.configuration import validate_parameters
 from luthier.errors import UserError
-from luthier.pipelines.evaluation.gate import GateParameters, check_rules, decide, exit_code
+from luthier.pipelines.evaluation.gate import decide, exit_code
 from luthier.pipelines.evaluation.gate_report import render_markdown, render_table
+from luthier.pipelines.evaluation.rule_checks import check_rules
+from luthier.pipelines.evaluation.rules import GateParameters
 from luthier.stats import p_mean_above, p_pairs_above
 
 BETTER = {"metric": "exact_match", "better_than": "base"}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from luthier.pipelines.evaluation.calibration import calibrate_answers
-from luthier.pipelines.evaluation.gate import GateParameters, decide
+from luthier.pipelines.evaluation.gate import decide
 from luthier.pipelines.evaluation.plots import (
     as_svg,
     plot_calibration,
@@ -22,6 +22,7 @@ from luthier.pipelines.evaluation.plots import (
 )
 from luthier.pipelines.evaluation.report import Shown, as_html, as_markdown
 from luthier.pipelines.evaluation.robustness import drops
+from luthier.pipelines.evaluation.rules import GateParameters
 from luthier.pipelines.evaluation.safety import Check, judge, summary
 from luthier.pipelines.evaluation.score import MODELS, compare, worst_errors
 from luthier.pipelines.evaluation.slices import figures_by_slice

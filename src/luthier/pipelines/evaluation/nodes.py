@@ -23,6 +23,7 @@ from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate_report import render_markdown
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
+from luthier.pipelines.evaluation.rule_checks import check_rules
 from luthier.pipelines.evaluation.slices import figures_by_slice, slice_columns
 from luthier.records import user_text
 from luthier.shards import Shards
@@ -84,7 +85,7 @@ def prepare_questions(
     models = {"majority", "tfidf", "base", "champion", *(candidate.name for candidate in parameters.candidates)}
     models |= {"constrained"} if parameters.constrain else set()
     measured = {"scores", *(["safety"] if checks else []), *(["retention"] if passages is not None else [])}
-    gate.check_rules(parameters.gate.rules, models, parameters.slices.by, measured)
+    check_rules(parameters.gate.rules, models, parameters.slices.by, measured)
     return questions, plan
 
 

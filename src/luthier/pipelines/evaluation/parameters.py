@@ -6,9 +6,9 @@ from pydantic import Field
 
 from luthier.candidates import Candidates
 from luthier.configuration import Parameters
-from luthier.pipelines.evaluation.gate import GateParameters
 from luthier.pipelines.evaluation.lm_eval_tasks import LmEval
 from luthier.pipelines.evaluation.robustness import Robustness
+from luthier.pipelines.evaluation.rules import GateParameters
 from luthier.pipelines.evaluation.slices import Slices
 from luthier.pipelines.evaluation.tasks import Tasks
 
