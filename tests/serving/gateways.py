@@ -1,0 +1,147 @@
+"""A gateway that listens, and its clients."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+from openai import AsyncOpenAI, OpenAI
+
+from luthier.serving.engine import Engine
+from luthier.serving.feedback import FeedbackStore
+from luthier.serving.gateway import create_app
+from luthier.serving.keys import read_keys
+from luthier.serving.limits import Slots
+from luthier.serving.live import Gateway, Live, Served
+from luthier.serving.log import RequestLog
+from luthier.serving.logged import read_requests
+from luthier.serving.metrics import Metrics
+from luthier.serving.parameters import ExperimentParameters, LimitParameters, ServingParameters
+from luthier.serving.routing import Experiment, RouteTable, Variant, resolve_experiment
+from luthier.serving.upstream import Upstream
+from luthier.text.prepare import PromptSettings, ScrubSettings
+from tests.serving.logs import uri_of
+from tests.serving.scripted import listening
+
+KEY, ADMIN = "sk-client-0123456789", "sk-admin-0123456789"
+PROMPTS = PromptSettings(system="Answer briefly.", scrub=ScrubSettings())
+ALICE, ROOT = {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Bearer {ADMIN}"}
+
+
+@dataclass
+class Running:
+    """A gateway that listens."""
+
+    gateway: Gateway
+    address: str
+    log_uri: str
+    calls: list[Any] = field(default_factory=list)
+    """What an administrator asked for."""
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=20)
+
+    @property
+    def async_client(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=20)
+
+    def post(self, path: str, headers: Mapping[str, str] = ALICE, **what: Any) -> httpx.Response:
+        return httpx.post(f"{self.address}{path}", headers=headers, timeout=20, **what)
+
+    def get(self, path: str, headers: Mapping[str, str] = ALICE) -> httpx.Response:
+        return httpx.get(f"{self.address}{path}", headers=headers, timeout=20)
+
+    def rows(self) -> pd.DataFrame:
+        """Return the log, all that is over in it."""
+        assert self.gateway.log.flush()
+        return read_requests(self.log_uri)
+
+    def counted(self, operation: str = "chat", **labels: str) -> int:
+        """Return how many requests the metrics have."""
+        wanted = {"gen_ai_operation_name": operation, **labels}
+        samples = [sample for family in self.gateway.metrics.registry.collect() for sample in family.samples]
+        return int(
+            sum(
+                sample.value
+                for sample in samples
+                if sample.name == "gen_ai_server_request_duration_seconds_count" and wanted.items() <= sample.labels.items()
+            )
+        )
+
+
+@contextmanager
+def gateway_of(
+    folder: Path,
+    engines: Mapping[int, Sequence[str] | Engine],
+    weights: Sequence[float] = (1.0,),
+    limits: Mapping[str, Any] | None = None,
+    shadow: int | None = None,
+    slots: int | None = None,
+    prompts: PromptSettings = PROMPTS,
+    **log: Any,
+) -> Iterator[Running]:
+    """Start a gateway.
+
+    Args:
+        folder: of the log.
+        engines: version -> URLs of its replicas, or its engine; the control first.
+        weights: of the first versions, as variants `champion`, `challenger`.
+        limits: other than the defaults.
+        shadow: version that answers in the background.
+        slots: requests that each engine answers at a time.
+        prompts: of all versions.
+        **log: of the request log.
+    """
+    parameters = ServingParameters(limits=LimitParameters(**limits or {}))
+    variants = zip(("champion", "challenger"), engines, weights, strict=False)
+    experiment = Experiment("test", tuple(Variant(*variant) for variant in variants), shadow)
+    aliases = {"champion": next(iter(engines))}
+    table = RouteTable({version: f"{version:064x}" for version in engines}, aliases, experiment)
+    metrics, calls, uri = Metrics(), [], uri_of(folder)
+    served = {
+        version: Served(
+            Upstream(found, "theirs") if isinstance(found, list | tuple) else found, prompts, 1000, 16, f"fp{version}", Slots(slots)
+        )
+        for version, found in engines.items()
+    }
+
+    async def note(*what: Any) -> None:
+        calls.append(what)
+
+    async def deal(asked: ExperimentParameters) -> None:
+        dealt = resolve_experiment(
+            asked.id, {one.name: (one.version, one.weight) for one in asked.variants}, asked.shadow, table.aliases
+        )
+        gateway.switch(Live(RouteTable(table.versions, table.aliases, dealt, sequence=1), served))
+
+    with RequestLog(uri, on_drop=metrics.log_dropped.inc, **log) as requests:
+        gateway = Gateway(
+            parameters,
+            read_keys({"LUTHIER_API_KEYS": f"alice:{KEY}", "LUTHIER_ADMIN_KEY": ADMIN}, parameters.host),
+            Live(table, served),
+            requests,
+            FeedbackStore(requests),
+            metrics,
+            subject_key="subjects",
+            pii_key="placeholders",
+            reload=note,
+            rollback=note,
+            set_experiment=deal,
+        )
+        with listening(create_app(gateway)) as address:
+            yield Running(gateway, address, uri, calls)
+
+
+def eventually(holds: Any, seconds: float = 5.0) -> bool:
+    """Wait until something holds; tell whether it came to that."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
