@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Running:
     calls: list[Any] = field(default_factory=list)
     """What an administrator asked for."""
 
-    @property
+    @cached_property
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=20)
 
@@ -50,11 +51,15 @@ class Running:
     def async_client(self) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=20)
 
+    @cached_property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.address, timeout=20, trust_env=False)
+
     def post(self, path: str, headers: Mapping[str, str] = ALICE, **what: Any) -> httpx.Response:
-        return httpx.post(f"{self.address}{path}", headers=headers, timeout=20, **what)
+        return self.http.post(path, headers=headers, **what)
 
     def get(self, path: str, headers: Mapping[str, str] = ALICE) -> httpx.Response:
-        return httpx.get(f"{self.address}{path}", headers=headers, timeout=20)
+        return self.http.get(path, headers=headers)
 
     def rows(self) -> pd.DataFrame:
         """Return the log, all that is over in it."""
@@ -105,7 +110,12 @@ def gateway_of(
     metrics, calls, uri = Metrics(), [], uri_of(folder)
     served = {
         version: Served(
-            Upstream(found, "theirs") if isinstance(found, list | tuple) else found, prompts, 1000, 16, f"fp{version}", Slots(slots)
+            Upstream(found, "theirs") if isinstance(found, list | tuple) else found,
+            prompts,
+            1000,
+            16,
+            f"fp{version}",
+            Slots(slots),
         )
         for version, found in engines.items()
     }

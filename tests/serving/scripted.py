@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import uvicorn
@@ -121,12 +123,32 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\r\n\r\n"
 
 
+class Scripts:
+    """All scripts of a process behind one server, which is kept: to start one for each test takes longer than the tests."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Script] = {}
+        self._kept = ExitStack()  # the process ends it
+        routes = [Route("/{name}/v1/chat/completions", self.chat, methods=["POST"])]
+        self.address = self._kept.enter_context(listening(Starlette(routes=routes)))
+
+    async def chat(self, request: Request) -> Response:
+        script = self.by_name.get(request.path_params["name"])
+        return Response(status_code=404) if script is None else await script.chat(request)
+
+
+the_scripts = cache(Scripts)
+
+
 @contextmanager
 def scripted(**settings: Any) -> Iterator[Script]:
-    """Start a server; yield what it does and saw."""
-    script = Script(**settings)
-    with listening(Starlette(routes=[Route("/v1/chat/completions", script.chat, methods=["POST"])])) as script.address:
+    """Let a server follow a script; yield what it does and saw."""
+    scripts, name = the_scripts(), secrets.token_hex(4)
+    scripts.by_name[name] = script = Script(**settings, address=f"{scripts.address}/{name}")
+    try:
         yield script
+    finally:
+        del scripts.by_name[name]
 
 
 @contextmanager

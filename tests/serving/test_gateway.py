@@ -6,9 +6,10 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 from openai_server import openai_server
+from sharp import sharp_tiny
 
-from luthier.models import load_model, load_tokenizer
 from luthier.serving.chat import UNSUPPORTED
+from luthier.serving.upstream import Upstream
 from luthier.text.prepare import PromptSettings
 from tests.serving.gateways import ADMIN, ALICE, KEY, ROOT, eventually, gateway_of
 from tests.serving.scripted import scripted
@@ -77,19 +78,21 @@ def test_logprobs_are_passed_on(running, top):
     request = {"messages": HELLO, "logprobs": True, "top_logprobs": top}
     plain = running.client.chat.completions.create(model="luthier", **request).choices[0].logprobs.content
     _, chunks = streamed(running.client, **request)
-    pieces = [entry for chunk in chunks if chunk.choices and chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    pieces = [
+        entry for chunk in chunks if chunk.choices and chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content
+    ]
     assert plain == pieces
-    assert [(entry.token, entry.logprob, entry.bytes) for entry in plain] == [(token, -0.5, [1]) for token in ("Hell", "o th", "ere")]
+    assert [(entry.token, entry.logprob, entry.bytes) for entry in plain] == [
+        (token, -0.5, [1]) for token in ("Hell", "o th", "ere")
+    ]
     assert all(len(entry.top_logprobs) == top for entry in plain)
 
 
 def test_a_real_model_answers_as_it_does_without_the_gateway(tmp_path):
-    model, tokenizer = load_model("tiny:llama"), load_tokenizer("tiny:llama")
     request = {"messages": HELLO, "max_tokens": 6, "temperature": 0, "logprobs": True}
-    with openai_server(model, tokenizer) as server:
+    with openai_server(*sharp_tiny(tmp_path)) as server:
         bare = OpenAI(base_url=server.url, api_key="k").chat.completions.create(model="tiny-llama", **request)
-        with gateway_of(tmp_path, {3: [server.url]}, prompts=PromptSettings()) as running:
-            running.gateway.live.engines[3].engine._model = "tiny-llama"
+        with gateway_of(tmp_path, {3: Upstream([server.url], "tiny-llama")}, prompts=PromptSettings()) as running:
             ours = running.client.chat.completions.create(model="luthier", **request)
     assert ours.choices[0].message.content == bare.choices[0].message.content
     told = [[entry.logprob for entry in answer.choices[0].logprobs.content] for answer in (ours, bare)]
@@ -199,7 +202,17 @@ def test_models_are_listed_by_every_name(running):
 
 
 def test_every_path_but_health_asks_for_its_key(running):
-    paths = ("/v1/models", "/v1/nothing", "/", "/nothing", "/metrics", "/openapi.json", "/admin/reload", "/admin/nothing", "/docs")
+    paths = (
+        "/v1/models",
+        "/v1/nothing",
+        "/",
+        "/nothing",
+        "/metrics",
+        "/openapi.json",
+        "/admin/reload",
+        "/admin/nothing",
+        "/docs",
+    )
     for path in paths:
         for headers in ({}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"Authorization": KEY}):
             refused = running.get(path, headers)
@@ -244,5 +257,5 @@ def test_an_administrator_changes_what_is_served(tmp_path, echo):
 
 def test_prometheus_reads_the_metrics(running):
     text = httpx.get(f"{running.address}/metrics", headers={"Authorization": f"Bearer {ADMIN}"}).text
-    assert 'gen_ai_server_request_duration_seconds_count{' in text
+    assert "gen_ai_server_request_duration_seconds_count{" in text
     assert 'luthier_model_info{alias="champion"' in text

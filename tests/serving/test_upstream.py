@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import aclosing
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_what_is_no_answer_makes_a_replica_rest_and_another_one_take_over(troubl
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_clients_mistake_is_told_without_host_key_and_path_and_nobody_rests(stream):
     with scripted() as script:
-        host = script.address.removeprefix("http://")
+        host = urlsplit(script.address).netloc
         told = f"max_tokens is wrong: {script.url}/x, {host}, {KEY}, /opt/engine/api.py line 3\nTraceback (most recent call"
         script.refusal = {"message": told + "x" * 600, "param": "max_tokens"}
         for status in ("400", "422", "413"):

@@ -10,10 +10,12 @@ takes over: the client has read the beginning already.
 import json
 import logging
 import re
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -261,10 +263,17 @@ def _client(url: str, headers: Mapping[str, str]) -> httpx.AsyncClient:
     alone = is_loopback(urlsplit(url).hostname or "")
     return httpx.AsyncClient(
         headers=headers,
+        verify=_authorities(),
         trust_env=not alone,
         # shorter than the 5 s after which uvicorn, and so vLLM, closes what is idle: a request would meet the closing
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0),
     )
+
+
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Return whom to trust, which takes longer to read than to keep for all replicas."""
+    return httpx.create_ssl_context()
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
