@@ -29,6 +29,7 @@ from tests.serving.logs import uri_of
 from tests.serving.scripted import listening
 
 KEY, ADMIN = "sk-client-0123456789", "sk-admin-0123456789"
+CONTEXT = 1000
 PROMPTS = PromptSettings(system="Answer briefly.", scrub=ScrubSettings())
 ALICE, ROOT = {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Bearer {ADMIN}"}
 
@@ -88,6 +89,7 @@ def gateway_of(
     shadow: int | None = None,
     slots: int | None = None,
     prompts: PromptSettings = PROMPTS,
+    max_new_tokens: int | None = 16,
     **log: Any,
 ) -> Iterator[Running]:
     """Start a gateway.
@@ -100,6 +102,7 @@ def gateway_of(
         shadow: version that answers in the background.
         slots: requests that each engine answers at a time.
         prompts: of all versions.
+        max_new_tokens: where an answer is cut whose request does not say.
         **log: of the request log.
     """
     parameters = ServingParameters(limits=LimitParameters(**limits or {}))
@@ -112,8 +115,8 @@ def gateway_of(
         version: Served(
             Upstream(found, "theirs") if isinstance(found, list | tuple) else found,
             prompts,
-            1000,
-            16,
+            CONTEXT,
+            max_new_tokens,
             f"fp{version}",
             Slots(slots),
         )

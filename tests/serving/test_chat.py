@@ -240,3 +240,4 @@ def test_what_is_not_said_is_as_openai_has_it():
     sent = engine_request(parse(HELLO), parse(HELLO).turns(), "m", 5)
     assert (sent["temperature"], sent["top_p"]) == (1.0, 1.0)
     assert not {"stop", "stream", "logprobs", "response_format"} & sent.keys()
+    assert "max_tokens" not in engine_request(parse(HELLO), parse(HELLO).turns(), "m", None)

@@ -11,7 +11,7 @@ from sharp import sharp_tiny
 from luthier.serving.chat import UNSUPPORTED
 from luthier.serving.upstream import Upstream
 from luthier.text.prepare import PromptSettings
-from tests.serving.gateways import ADMIN, ALICE, KEY, ROOT, eventually, gateway_of
+from tests.serving.gateways import ADMIN, ALICE, CONTEXT, KEY, ROOT, eventually, gateway_of
 from tests.serving.scripted import scripted
 
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -105,6 +105,27 @@ def test_what_is_not_supported_is_refused_by_name(running):
         with pytest.raises(BadRequestError) as caught:
             running.client.chat.completions.create(model="luthier", messages=HELLO, extra_body={name: {"asks": "much"}})
         assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("default", "words", "asked", "sent"),
+    [
+        (16, 1, None, 16),  # the upstream does not know the default
+        (16, 1, 9, 9),
+        (16, 200, None, None),  # 1,200 bytes: whether the default fits, only the upstream can tell
+        (16, 200, 9, 9),
+        (None, 1, None, None),  # an engine of ours knows it
+        (None, 1, 9, 9),
+    ],
+)
+def test_a_client_is_not_refused_for_a_default_that_it_has_not_asked_for(tmp_path, echo, default, words, asked, sent):
+    with gateway_of(tmp_path, {3: [echo.url]}, max_new_tokens=default) as running:
+        messages = [{"role": "user", "content": "hello " * words}]
+        assert running.client.chat.completions.create(model="luthier", messages=messages, max_tokens=asked).choices
+        assert echo.seen[-1].get("max_tokens") == sent
+        with pytest.raises(BadRequestError) as caught:
+            running.client.chat.completions.create(model="luthier", messages=messages, max_completion_tokens=CONTEXT)
+        assert (caught.value.param, caught.value.code) == ("max_completion_tokens", "context_length_exceeded")
 
 
 # --- personal data

@@ -259,16 +259,18 @@ def parse_chat(body: bytes, limits: Limits) -> ChatRequest:
     return request
 
 
-def engine_request(request: ChatRequest, turns: Sequence[Message], model: str, max_tokens: int) -> dict[str, Any]:
+def engine_request(request: ChatRequest, turns: Sequence[Message], model: str, max_tokens: int | None) -> dict[str, Any]:
     """Return the body to send to the engine that answers.
 
     Args:
         request: the client's.
         turns: what the model is asked, after `luthier.text.prepare.prepare`.
         model: what the engine calls the model.
-        max_tokens: where the answer is cut.
+        max_tokens: where the answer is cut; None leaves that to the engine.
     """
-    body: dict[str, Any] = {"model": model, "messages": [_spelt(turn) for turn in turns], "max_tokens": max_tokens}
+    body: dict[str, Any] = {"model": model, "messages": [_spelt(turn) for turn in turns]}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     if request.is_greedy:  # engines differ in whether they take a nucleus of 0
         body["temperature"] = 0.0
     else:

@@ -8,6 +8,7 @@ However it ends, it is recorded once: one row, one observation of each metric.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -125,7 +126,8 @@ class Exchange:
     async def _ask(self, route: Route) -> Begun:
         served = self.live.engines[route.version]
         self.turns, values = await self._prepared(served.prompts)
-        body = engine_request(self.asked, self.turns, self.live.table.model_of(route.version), self._limit(served))
+        self.said, self.finish, self.used = [], None, None  # of an engine that could not go on
+        body = engine_request(self.asked, self.turns, self.live.table.model_of(route.version), self._limit(served, self.turns))
         restorer = Restorer(values, in_json=self.asked.response_format is not None and self.asked.response_format.type != "text")
         metrics, model = self.gateway.metrics, self.live.table.model_of(route.version)
         begun = Begun(Envelope(model, self.id, fingerprint=served.fingerprint, counts_tokens=self.asked.counts_tokens), restorer)
@@ -149,14 +151,23 @@ class Exchange:
             turns = [{"role": "system", "content": prompts.system}, *turns]
         return await off_loop(_work(turns, prompts.scrub), prepare, turns, prompts, self.gateway.pii_key)
 
-    def _limit(self, served: Served) -> int:
-        """Return the tokens at which the answer is cut; how long the prompt is, the engine counts."""
+    def _limit(self, served: Served, turns: Sequence[Message]) -> int | None:
+        """Return the tokens at which the answer is cut; None leaves that to the engine, which alone can count the prompt.
+
+        Raises:
+            ApiError: 400 if the client asks for more than there ever is.
+        """
         limit = self.asked.limit
         if limit is not None and limit >= served.context:
             field = "max_completion_tokens" if self.asked.max_completion_tokens else "max_tokens"
             told = f"{field}: the context holds {served.context:,} tokens, with the messages; {limit:,} do not fit."
             raise invalid(told, field, "context_length_exceeded")
-        return limit or served.max_new_tokens
+        if limit is not None or served.max_new_tokens is None:
+            return limit
+        # a default that does not fit would be refused though the client has not asked for it. No token has less than a byte, and
+        # JSON writes no less around a turn than a chat template
+        prompt = len(json.dumps(turns, ensure_ascii=False).encode(errors="replace"))
+        return served.max_new_tokens if prompt + served.max_new_tokens <= served.context else None
 
     async def _first(self, chunks: AsyncIterator[dict[str, Any]]) -> Piece:
         """Return the first piece that says anything."""

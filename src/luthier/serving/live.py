@@ -26,8 +26,8 @@ class Served:
     """Of its package: what clients send is prepared as its training data was."""
     context: int
     """Tokens of prompt and answer together."""
-    max_new_tokens: int
-    """Where an answer is cut whose request does not say."""
+    max_new_tokens: int | None = None
+    """Where an answer is cut whose request does not say; None if the engine knows."""
     fingerprint: str | None = None
     """The beginning of the manifest's hash."""
     slots: Slots = field(default_factory=Slots)
