@@ -14,6 +14,48 @@ from luthier.errors import UserError
 from luthier.text.chat import end_tokens
 
 
+def check_schema(schema: Any, parameter: str, named: str) -> None:
+    """Find out whether answers can be held to a schema: quickly and without a model, before expensive work.
+
+    Args:
+        schema: what is meant to be a JSON Schema, read from JSON.
+        parameter: what asks for it, for errors.
+        named: where the schema comes from, such as `data.answer_schema`.
+
+    Raises:
+        UserError: if there is no schema, llguidance is not installed, or it cannot follow the schema.
+    """
+    if not schema:
+        raise UserError(
+            f"{parameter}: {named} holds no schema that answers could be held to. Give one, or set {parameter} to false."
+        )
+    try:
+        llguidance = _llguidance()
+    except UserError as error:
+        raise UserError(f"{parameter}: {error}, or set it to false.") from error
+    why = llguidance.LLMatcher.validate_grammar(_grammar(schema)) if isinstance(schema, Mapping) else "it is no JSON object"
+    if why:
+        raise UserError(
+            f"{parameter}: answers cannot be held to {named}, which llguidance cannot follow: {why}\n"
+            f"Write it without that, or set {parameter} to false."
+        )
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise UserError("Constrained answers need llguidance: pip install 'luthier[constrained]'") from error
+    return llguidance
+
+
+def _grammar(schema: Mapping[str, Any]) -> str:
+    """Return the grammar of compact JSON that satisfies a schema."""
+    compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+    grammar: str = _llguidance().LLMatcher.grammar_from_json_schema(dict(schema), defaults=compact)
+    return grammar
+
+
 class JsonConstraint:
     """Holds every answer to one JSON Schema; give it to `luthier.generation.generate`."""
 
@@ -27,19 +69,14 @@ class JsonConstraint:
         Raises:
             UserError: if llguidance is not installed, or cannot follow the schema or the tokenizer.
         """
-        try:
-            from llguidance import LLMatcher
-            from llguidance.hf import from_tokenizer
-        except ImportError as error:
-            raise UserError("Constrained answers need llguidance: pip install 'luthier[constrained]'") from error
+        llguidance = _llguidance()
+        from llguidance.hf import from_tokenizer
+
         try:
             self._tokenizer = from_tokenizer(tokenizer, eos_token=end_tokens(tokenizer))
         except ValueError as error:
             raise UserError(f"The answers of this model cannot be constrained: {error}") from error
-        grammar = LLMatcher.grammar_from_json_schema(
-            dict(schema), defaults={"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-        )
-        self._first = LLMatcher(self._tokenizer, grammar, log_level=0)
+        self._first = llguidance.LLMatcher(self._tokenizer, _grammar(schema), log_level=0)
         if self._first.is_error():
             raise UserError(f"The JSON Schema cannot be a constraint: {self._first.get_error()}")
 

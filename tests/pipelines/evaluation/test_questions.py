@@ -5,7 +5,12 @@ import json
 import pandas as pd
 import pytest
 import tables
+from sharp import folders_in
 
+from luthier.configuration import DataParameters
+from luthier.errors import UserError
+from luthier.pipelines.evaluation.nodes import prepare_questions
+from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
 from luthier.pipelines.evaluation.robustness import Robustness
 from luthier.pipelines.evaluation.safety import Check
@@ -93,3 +98,22 @@ def test_an_empty_system_prompt_is_none():
     assert asked_as_trained(questions, SYSTEM, "").equals(asked_as_trained(questions, SYSTEM, None))
     bare = asked_as_trained(questions, SYSTEM, None)
     assert asked_as_trained(bare, "", SYSTEM).equals(questions)
+
+
+def test_a_schema_that_cannot_be_followed_is_told_before_training(tmp_path):
+    records = tables.split_records([tables.record(f"message {number}", "x", f"r{number}") for number in range(8)])
+    examples = tables.shards([{"id": f"r{number}"} for number in range(8)], tables.pa.schema([("id", tables.pa.string())]))
+    data = DataParameters(path="x.jsonl", user="{{ body }}", assistant="{{ answer }}")
+
+    def plan(schema, constrain):
+        parameters = EvaluationParameters(constrain=constrain, champion=None)
+        settings = SETTINGS.model_dump(mode="json")
+        return prepare_questions(records, examples, settings, schema, data, parameters, folders_in(tmp_path), 0)[1]
+
+    good, bad = {"type": "string", "maxLength": 9}, {"not": {"type": "string"}}
+    assert plan(good, True)["schema"] == good
+    assert plan(bad, False)["schema"] is None
+    with pytest.raises(UserError, match=r"evaluation\.constrain: answers cannot be held to data\.answer_schema.*not"):
+        plan(bad, True)
+    with pytest.raises(UserError, match=r"evaluation\.constrain: data\.answer_schema holds no schema"):
+        plan({}, True)

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from luthier.answers import Answerer, AnswerStore
 from luthier.candidates import Asking, Registered, base_answerer, fetch_version, readable_registry, tuned_answerer
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.endpoint import Endpoint, EndpointAnswerer
-from luthier.errors import UserError
 from luthier.models import ModelDirectory
 from luthier.pipelines.evaluation import baselines, gate, lm_eval_tasks, plots, report, robustness, safety, score, tasks
 from luthier.pipelines.evaluation.ask import COLUMNS, ask
@@ -57,6 +55,10 @@ def prepare_questions(
         passages = tasks.read_passages(Path(folders.locate(parameters.retention.path)))
     if parameters.lm_eval.tasks:
         lm_eval_tasks.task_manager(parameters.lm_eval, Path(folders.locate(parameters.lm_eval.folder)))
+    if parameters.constrain:
+        from luthier.constrained import check_schema
+
+        check_schema(answer_schema, "evaluation.constrain", "data.answer_schema")
     table = records.to_pandas(["messages", "split"])
     answers = table["messages"].map(lambda messages: messages[-1]["content"])
     chosen = tasks.choose_tasks(answers.tolist(), answer_schema, parameters.tasks)
@@ -67,7 +69,7 @@ def prepare_questions(
         else [],
         "checks": [check.model_dump() for check in checks],
         "system": settings.system,
-        "schema": _to_hold_to(answer_schema) if parameters.constrain else None,
+        "schema": answer_schema if parameters.constrain else None,
     }
     test = held_out(records, examples, parameters.max_examples)
     key = os.environ.get("LUTHIER_PII_KEY", "")
@@ -87,21 +89,6 @@ def prepare_questions(
     measured = {"scores", *(["safety"] if checks else []), *(["retention"] if passages is not None else [])}
     check_rules(parameters.gate.rules, models, parameters.slices.by, measured)
     return questions, plan
-
-
-def _to_hold_to(answer_schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema that answers are held to.
-
-    Raises:
-        UserError: if there is none, or nothing here can follow one.
-    """
-    if not answer_schema:
-        raise UserError(
-            "evaluation.constrain: there is no answer schema to hold answers to: set data.answer_schema, or this to false."
-        )
-    if find_spec("llguidance") is None:
-        raise UserError("evaluation.constrain needs llguidance: pip install 'luthier[constrained]', or set it to false.")
-    return answer_schema
 
 
 def answer_with_baselines(records: Shards, questions: pd.DataFrame) -> pd.DataFrame:
