@@ -1,0 +1,130 @@
+"""The rows that are answered at a time: which of them the next forward pass reads or writes, and what comes of it.
+
+- Every pass holds the newest token of all rows, and a row that has ended leaves for another one (continuous batching: Orca,
+  OSDI 2022), on `luthier.rows`, as `luthier.generation` does for files.
+- A long prompt is read in pieces, with a pass for all others in between (chunked prefill: Sarathi, arXiv:2308.16369).
+- What a slot holds stays when its row has left: see `prefix_cache`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+from luthier.rows import FEW_QUERIES, forward
+from luthier.serving.completion import TokenLogprob
+from luthier.serving.prefix_cache import PrefixCache
+from luthier.serving.writing import Row
+
+logger = logging.getLogger(__name__)
+
+READ_TOKENS = 256  # of prompts, between two tokens of the answers under way
+
+Written = tuple[str, list[TokenLogprob]]
+Outcome = tuple[Row, Written | Exception]
+
+
+class Batch:
+    """Rows and their keys and values."""
+
+    def __init__(self, model: Any, slots: int, capacity: int) -> None:
+        """Start without rows.
+
+        Args:
+            model: one that `luthier.rows.fits`, set to the attention of that module.
+            slots: how many rows there may be.
+            capacity: tokens of each.
+        """
+        self._model, self._capacity = model, capacity
+        self._slots: list[Row | None] = [None] * slots
+        self._prefixes = PrefixCache(slots, capacity)
+        self._may_read = READ_TOKENS  # before the next token of the answers under way
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further row can come in."""
+        return None not in self._slots
+
+    def admit(self, row: Row) -> None:
+        """Take in a row, where there is a free slot."""
+        slot = self._prefixes.take(row.tokens, [slot for slot, other in enumerate(self._slots) if other is None])
+        self._slots[slot] = row
+
+    def remove(self, row: Row) -> None:
+        """Let go of a row."""
+        self._slots[self._slots.index(row)] = None
+
+    def advance(self) -> list[Outcome]:
+        """Make one forward pass.
+
+        Returns:
+            the rows that wrote a token, with what may be shown of it, and those that failed, which are removed.
+        """
+        self._close_up()
+        for slot in sorted(range(self._size()), key=lambda slot: self._row(slot).number) if self._may_read > 0 else ():
+            if self._unread(slot) > FEW_QUERIES:
+                self._prefixes.reuse(slot, self._row(slot).tokens)
+            if (unread := self._unread(slot)) > FEW_QUERIES:
+                piece = min(self._may_read, unread)
+                self._may_read -= piece
+                return self._pass(slot, [piece])
+        self._may_read = READ_TOKENS
+        # one whose turn to read has not come takes part with one token: a pass holds neighbours
+        unread = [self._unread(slot) for slot in range(self._size())]
+        return self._pass(0, [count if count <= FEW_QUERIES else 1 for count in unread])
+
+    def _size(self) -> int:
+        return len(self._slots) - self._slots.count(None)
+
+    def _row(self, slot: int) -> Row:
+        row = self._slots[slot]
+        assert row is not None
+        return row
+
+    def _unread(self, slot: int) -> int:
+        """Return how many tokens of a row have no keys and values yet: more than its newest one only while it is read."""
+        return len(self._row(slot).tokens) - len(self._prefixes.held[slot])
+
+    def _close_up(self) -> None:
+        """Move the rows into the first slots."""
+        size = self._size()
+        gaps = [slot for slot, row in enumerate(self._slots[:size]) if row is None]
+        for gap, slot in zip(gaps, [slot for slot in range(size, len(self._slots)) if self._slots[slot]], strict=True):
+            self._prefixes.swap(gap, slot)
+            self._slots[gap], self._slots[slot] = self._slots[slot], None
+
+    def _pass(self, first: int, counts: Sequence[int]) -> list[Outcome]:
+        """Let neighbouring rows read their next tokens; those that have then read all write one.
+
+        Args:
+            first: slot of the first row.
+            counts: how many tokens each of them reads.
+        """
+        slots = range(first, first + len(counts))
+        rows, held = [self._row(slot) for slot in slots], [self._prefixes.held[slot] for slot in slots]
+        fed = [row.tokens[len(kept) :][:count] for row, kept, count in zip(rows, held, counts, strict=True)]
+        starts = [len(kept) for kept in held]
+        whole = [start + count == len(row.tokens) for row, start, count in zip(rows, starts, counts, strict=True)]
+        try:
+            logits = forward(self._model, self._prefixes.cache, first, fed, starts, list(map(int, whole)))
+        except Exception as error:
+            logger.exception("A forward pass has failed, and %d requests with it.", len(rows))
+            return self._failed(dict.fromkeys(rows, error))
+        for kept, read in zip(held, fed, strict=True):
+            kept += read
+        written: dict[Row, Written] = {}
+        failed: dict[Row, Exception] = {}
+        for row, own in zip(compress(rows, whole), logits.float(), strict=True):
+            try:
+                written[row] = row.write(own)
+            except Exception as error:
+                failed[row] = error
+        return [*written.items(), *self._failed(failed)]
+
+    def _failed(self, errors: Mapping[Row, Exception]) -> list[Outcome]:
+        for row in errors:
+            self.remove(row)
+        # nobody knows what was left in it; the other rows are read anew
+        if errors:
+            self._prefixes = PrefixCache(len(self._slots), self._capacity)
+        return list(errors.items())
