@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from luthier.errors import UserError
 
 if TYPE_CHECKING:
     from luthier.registry import Line, Registry, Version
+    from luthier.serving.keys import Keys
+    from luthier.serving.routing import RouteTable
 
 
 FULL_WIDTH = 116
@@ -208,6 +211,88 @@ def export(version: str, folder: Path, precision: str | None, env: str | None) -
         base = resolve_base(ModelParameters(**parameters["model"]), FolderParameters(**parameters["folders"]))
     write(package, folder.resolve(), precision, base)
     click.echo(f"Version {version} is in {folder}.")
+
+
+@cli.command(cls=Command)
+@click.option("--host", help="Address to listen on; by default serving.host, this machine alone.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one. By default serving.port.")
+@env_option
+def serve(host: str | None, port: int | None, env: str | None) -> None:
+    """Answer clients of OpenAI's API with the versions in production, and follow promotions and rollbacks."""
+    loader = _configuration(env)
+    parameters = _parameters(loader, env)
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    from luthier.configuration import FolderParameters, ModelParameters
+    from luthier.machine import resolve_precision
+    from luthier.models import resolve_base
+    from luthier.serving.fleet import Machine
+    from luthier.serving.keys import read_keys
+    from luthier.serving.parameters import ServingParameters
+    from luthier.serving.server import Place
+    from luthier.serving.server import serve as run_server
+
+    serving = ServingParameters(**{**(parameters.get("serving") or {}), **given})
+    folders = FolderParameters(**parameters["folders"])
+    registry, keys = _registry(env), read_keys(os.environ, serving.host)
+    place = Place(
+        registry,
+        Machine(
+            cache=Path(loader["globals"]["work"], "06_models", "registry"),
+            precision=resolve_precision(serving.engine.precision),
+            base=lambda: resolve_base(ModelParameters(**parameters["model"]), folders),
+            upstream_key=_upstream_key(serving.engine.key_variable),
+        ),
+        keys,
+        serving.log.locate(folders, os.environ),
+        experiment_file=Path(folders.work).parent / "serving" / "experiment.json",
+        pii_key=os.environ.get("LUTHIER_PII_KEY", ""),
+    )
+    run_server(serving, place, partial(_announce, keys))
+
+
+def _upstream_key(variable: str | None) -> str | None:
+    """Return the key in an environment variable.
+
+    Raises:
+        UserError: if it is not set.
+    """
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise UserError(f"serving.engine.key_variable: {variable} is not set; put the upstream's key into it.")
+    return os.environ[variable]
+
+
+def _announce(keys: "Keys", address: str, table: "RouteTable") -> None:
+    """Say what is served and where; keys that were made for this start are shown here and nowhere else."""
+    from luthier.serving.keys import ADMIN_VARIABLE, CLIENT_VARIABLE
+
+    for variant in table.experiment.variants:
+        click.echo(f"Version {variant.version} of {table.name} answers as {variant.name}, {variant.weight:.4g} of the users.")
+    made = keys.made.get(CLIENT_VARIABLE)
+    click.echo(f"Chat:     {address}/{f'#key={made}' if made else ''}")
+    click.echo(f"OpenAI:   base_url {address}/v1, api_key {made or f'one of {CLIENT_VARIABLE}'}")
+    if ADMIN_VARIABLE in keys.made:
+        click.echo(f"Admin:    {keys.made[ADMIN_VARIABLE]}")
+    if keys.made:
+        click.echo(f"These keys are new with every start; {CLIENT_VARIABLE} and {ADMIN_VARIABLE} set lasting ones.")
+    click.echo("Ctrl-C stops it; answers under way come to their end.")
+
+
+def _parameters(loader: Any, env: str | None) -> Any:
+    """Return all parameters, checked as `kedro run` does.
+
+    Raises:
+        UserError: naming every wrong key with its file and line.
+    """
+    from luthier.configuration import validate_parameters
+    from luthier.pipeline_registry import PARAMETERS
+
+    source = Path(loader.conf_source)
+    names = [env or loader.default_run_env, loader.base_env]
+    parameters = loader["parameters"]
+    validate_parameters(parameters, PARAMETERS, [source / name for name in names], {})
+    return parameters
 
 
 def _run_of(which: str, registry: "Registry") -> tuple[str, str]:

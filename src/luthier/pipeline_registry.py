@@ -14,6 +14,7 @@ from luthier.pipelines.inference import pipeline as inference
 from luthier.pipelines.inference.parameters import InferenceParameters
 from luthier.pipelines.training import pipeline as training
 from luthier.pipelines.training.parameters import TrainingParameters
+from luthier.serving.parameters import ServingParameters
 
 PARAMETERS: dict[str, type[BaseModel]] = {
     "folders": FolderParameters,
@@ -24,6 +25,7 @@ PARAMETERS: dict[str, type[BaseModel]] = {
     "evaluation": EvaluationParameters,
     "deployment": DeploymentParameters,
     "inference": InferenceParameters,
+    "serving": ServingParameters,
 }
 
 

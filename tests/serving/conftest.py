@@ -5,6 +5,7 @@ from postgres import postgres  # noqa: F401
 from sqlalchemy import create_engine, text
 
 from tests.serving.logs import uri_of
+from tests.serving.versions import build, copied
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -16,3 +17,15 @@ def uri(request, tmp_path):
     with create_engine(server, isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text("DROP TABLE IF EXISTS luthier_requests, luthier_feedback"))
     return server
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory):
+    """Return a registry with three versions; copy it to promote one."""
+    return build(tmp_path_factory.mktemp("versions"))
+
+
+@pytest.fixture
+def home(versions, tmp_path):
+    """Return such a registry to change."""
+    return copied(versions, tmp_path / "home")

@@ -10,9 +10,9 @@ format, tensors against the architecture. What only an outside fact can show (ot
 from pathlib import Path
 
 from luthier.packages.check import check_package
-from luthier.packages.load import PackagedModel, facts_of, load_package
+from luthier.packages.load import PackagedModel, facts_of, load_package, prompt_settings_of
 
-__all__ = ["PackagedModel", "check_package", "facts_of", "load_package"]
+__all__ = ["PackagedModel", "check_package", "facts_of", "load_package", "prompt_settings_of"]
 
 
 def _load_pyfunc(path: str) -> PackagedModel:

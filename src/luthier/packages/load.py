@@ -23,6 +23,11 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def prompt_settings_of(folder: Path) -> PromptSettings:
+    """Return how a checked package's prompts are made."""
+    return PromptSettings.model_validate_json((folder / PROMPT).read_text(encoding="utf-8"))
+
+
 def load_package(
     folder: Path, dtype: Any, expected: str | None = None, key: Path | None = None, base: Base | None = None
 ) -> tuple[Any, Any, PromptSettings]:
@@ -42,8 +47,7 @@ def load_package(
     facts = facts_of(folder)
     here = Base(facts["base"]["name"], folder, facts["base"]["identity"])
     model = load_model(here, dtype) if facts["kind"] == "merged" else _load_adapter(folder, facts["base"], base, dtype)
-    settings = PromptSettings.model_validate_json((folder / PROMPT).read_text(encoding="utf-8"))
-    return model.eval(), load_tokenizer(here), settings
+    return model.eval(), load_tokenizer(here), prompt_settings_of(folder)
 
 
 def _load_adapter(folder: Path, wanted: Mapping[str, str], base: Base | None, dtype: Any) -> Any:

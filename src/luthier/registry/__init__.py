@@ -9,8 +9,19 @@ of that line, its `previous` included, so two rollbacks go back twice and never 
 """
 
 from luthier.registry.log import FIRST, BusyError, DeploymentLog, Line, check_chain
-from luthier.registry.registry import Registry, of_active_run
+from luthier.registry.registry import Registry, Standing, of_active_run
 from luthier.registry.store import check_bytes
 from luthier.registry.versions import Version
 
-__all__ = ["FIRST", "BusyError", "DeploymentLog", "Line", "Registry", "Version", "check_bytes", "check_chain", "of_active_run"]
+__all__ = [
+    "FIRST",
+    "BusyError",
+    "DeploymentLog",
+    "Line",
+    "Registry",
+    "Standing",
+    "Version",
+    "check_bytes",
+    "check_chain",
+    "of_active_run",
+]

@@ -64,6 +64,6 @@ def _lockable(uri: str, log: str, setting: str) -> URL:
         shown = url.render_as_string() if url is not None else uri.split("@")[-1]
         raise UserError(
             f"{log} cannot be kept in {shown}: it needs a database that it can lock. "
-            f"Set {setting} to sqlite:////absolute/path.db or postgresql+psycopg://user@host/database, the password in PGPASSWORD."
+            f"Set {setting} to sqlite:////absolute/path.db or postgresql+psycopg://user@host/database (password in PGPASSWORD)."
         )
     return url

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,16 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
 """Seconds that registering waits for the lock. A promotion does not wait: its reasons may be gone by then."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where production stands."""
+
+    sequence: int
+    """Number of the deployment log's last line; 0 before the first promotion."""
+    aliases: dict[str, int]
+    """Alias -> version; `champion` and `previous` as the log says."""
 
 
 class Registry:
@@ -125,6 +135,14 @@ class Registry:
                 + (f", and the aliases {', '.join(known)}." if known else ".")
             )
         return _with_aliases(version, aliases)
+
+    def standing(self) -> Standing:
+        """Return where production stands now, at the price of two small reads: made to be asked again and again."""
+        last = self.log.last()
+        aliases = self._catalogue.aliases() | _logged(last)
+        return Standing(
+            0 if last is None else last.number, {name: number for name, number in aliases.items() if number is not None}
+        )
 
     def fetch(self, version: Version, cache: Path) -> Path:
         """Return a checked copy of a version's package on this machine, in `cache` under its root hash.
@@ -341,9 +359,11 @@ class Registry:
 
     def _aliases(self) -> dict[str, int | None]:
         """Return which version each alias points to; `champion` and `previous` as the log says."""
-        last = self.log.last()
-        logged = {} if last is None else {CHAMPION: last.version, PREVIOUS: last.previous}
-        return self._catalogue.aliases() | logged
+        return self._catalogue.aliases() | _logged(self.log.last())
+
+
+def _logged(last: Line | None) -> dict[str, int | None]:
+    return {} if last is None else {CHAMPION: last.version, PREVIOUS: last.previous}
 
 
 def _with_aliases(version: Version, aliases: Mapping[str, int | None]) -> Version:

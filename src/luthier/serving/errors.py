@@ -6,6 +6,7 @@ Messages are written for the client: no path, key, stack trace or host of ours s
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict, get_args
 
@@ -24,6 +25,7 @@ Code = Literal[
     "request_not_found",
     "not_found",
     "method_not_allowed",
+    "conflict",
     "rate_limit_exceeded",
     "queue_full",
     "queue_timeout",
@@ -36,6 +38,7 @@ Code = Literal[
     "internal_error",
 ]
 """Why a request failed: the closed set that answers, the request log and the metrics share."""
+_PLACE = re.compile(r"\w+://\S+|(?<![\w.])/(?:[\w.@-]+/)+[\w.@-]*|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 CODES: tuple[Code, ...] = get_args(Code)
 
 
@@ -83,6 +86,11 @@ class ApiError(Exception):
     def body(self) -> ErrorBody:
         """Return the body of the answer, or of the event in a stream that has begun."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def without_places(text: str) -> str:
+    """Return a text on one line without addresses and paths of a server: they are none of a client's business."""
+    return " ".join(_PLACE.sub("...", text).split())
 
 
 def invalid(message: str, param: str | None = None, code: Code = "invalid_value") -> ApiError:

@@ -129,6 +129,8 @@ class EngineParameters(Parameters):
     """Tokens of prompts and answers that an embedded engine holds for all its slots: bounds its memory."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Where an answer is cut whose request does not say; null takes what the model was registered with."""
+    warm: tuple[str, ...] = ("previous", "candidate")
+    """Aliases whose versions run as well, so that a rollback or a promotion takes no start; each takes a model's memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Numbers that an embedded engine computes in; `auto` is what this machine does fast."""
 
@@ -167,7 +169,7 @@ class ServingParameters(Parameters):
     subject_header: str = Field(default="x-luthier-subject", pattern=r"^[a-z][a-z0-9-]{0,63}$")
     """Header by which a client says who asks; it goes before the request's `user`."""
     poll_seconds: float = Field(default=0.5, gt=0, le=60)
-    """How often the deployment log is looked at: promotions and rollbacks take effect after this and the start of a worker."""
+    """How often the deployment log is looked at: promotions and rollbacks take effect then, or when an engine has started."""
     drain_seconds: float = Field(default=30, ge=0)
     """How long answers under way may take when the gateway stops, or a version leaves."""
     log: LogParameters = Field(default_factory=LogParameters)

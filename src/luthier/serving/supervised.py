@@ -1,0 +1,244 @@
+"""The embedded engine: a worker process, watched, and started anew when it dies or hangs.
+
+    start -> loads -> canary -> answers ... dies -> starts again, later each time
+                                   requests without a first token wait for it
+
+A request whose worker dies before it said anything is asked again of the next worker; nobody has read a word of it.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+from luthier.errors import UserError
+from luthier.serving.engine import Status
+from luthier.serving.errors import ApiError
+from luthier.serving.keys import ADMIN_VARIABLE, CLIENT_VARIABLE
+from luthier.serving.upstream import Upstream
+from luthier.serving.worker_protocol import Failure, Ready, WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 600.0
+"""How long a worker may load: a large model from a slow disk takes minutes."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Seconds before the first restart in a row, and at most."""
+HEALTHY_SECONDS = 60.0
+"""After so long a life the next restart is the first in a row again."""
+NOTICED_SECONDS = 2.0
+"""How long the end of a process may take to be seen after its connections broke."""
+ATTEMPTS = 3
+"""Workers that one request is asked of: one that kills each of them must come to an end."""
+CANARY = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0.0}
+
+
+class Supervised:
+    """A version's own process as an `Engine`.
+
+    >>> engine = Supervised(settings)    # doctest: +SKIP
+    >>> await engine.start()
+    >>> completion = await engine.chat(body)
+    """
+
+    def __init__(self, settings: WorkerSettings, silence_seconds: float, total_seconds: float) -> None:
+        """Say what to load; nothing is started yet.
+
+        Args:
+            settings: of the worker; its key is made here.
+            silence_seconds: a worker that is busy and says nothing for longer hangs, and is started anew.
+            total_seconds: how long a whole answer may take.
+        """
+        self._settings = settings
+        self._silence, self._total = silence_seconds, total_seconds
+        self._process: asyncio.subprocess.Process | None = None
+        self._upstream: Upstream | None = None
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._tokens_before = 0
+        self.context = 0
+        """Tokens of prompt and answer together, as the worker says."""
+        self.restarts = 0
+        """How often the worker was started anew."""
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process; None before it is started."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the worker, and let it answer once.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        await self._launch()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a whole completion, as the interface `Engine` has it."""
+        for _ in range(ATTEMPTS - 1):
+            upstream = await self._answering()
+            try:
+                return await upstream.chat(body)
+            except ApiError as error:
+                if not await self._died(upstream, error):
+                    raise
+        return await (await self._answering()).chat(body)
+
+    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the chunks of a completion, as the interface `Engine` has it."""
+        for attempt in range(1, ATTEMPTS + 1):
+            upstream, begun = await self._answering(), False
+            try:
+                async with aclosing(upstream.stream(body)) as chunks:
+                    async for chunk in chunks:
+                        begun = begun or says_anything(chunk)
+                        yield chunk
+                return
+            except ApiError as error:
+                if begun or attempt == ATTEMPTS or not await self._died(upstream, error):
+                    raise
+
+    def status(self) -> Status:
+        """Return how it is, at once."""
+        if self._upstream is None:
+            return Status(alive=False, running=0, queued=0, tokens_total=self._tokens_before, last_progress=None)
+        now = self._upstream.status()
+        return Status(self._up.is_set(), now.running, now.queued, self._tokens_before + now.tokens_total, now.last_progress)
+
+    async def close(self) -> None:
+        """End the worker."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._end()
+
+    # --- the process
+
+    async def _launch(self) -> None:
+        """Start a process and wait until it answers.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        settings = self._settings.model_copy(update={"key": secrets.token_urlsafe(32)})
+        # the gateway's keys are none of a worker's business
+        environment = {name: value for name, value in os.environ.items() if name not in (CLIENT_VARIABLE, ADMIN_VARIABLE)}
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "luthier.serving.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(settings.model_dump_json().encode() + b"\n")
+            async with asyncio.timeout(START_SECONDS):
+                said = await process.stdout.readline()
+            ready = self._understood(said)
+            upstream = Upstream([f"http://127.0.0.1:{ready.port}/v1"], settings.name, settings.key, self._silence, self._total)
+            self.context, self._upstream = ready.context, upstream
+            await upstream.chat(CANARY)
+        except (TimeoutError, OSError, ApiError) as error:
+            await self._end()
+            raise UserError(f"The worker of {settings.name} did not start: {error or 'it took too long'}") from error
+        except BaseException:
+            await self._end()
+            raise
+        self._up.set()
+
+    def _understood(self, said: bytes) -> Ready:
+        """Return what a worker says.
+
+        Raises:
+            UserError: if it failed, or ended without a word.
+        """
+        name = self._settings.name
+        if not said:
+            raise UserError(f"The worker of {name} ended while it started; what it said stands above.")
+        value = json.loads(said)
+        if "error" in value:
+            raise UserError(f"{name} cannot be served: {Failure(**value).error}")
+        return Ready(**value)
+
+    async def _end(self) -> None:
+        self._up.clear()
+        if self._upstream is not None:
+            self._tokens_before += self._upstream.status().tokens_total
+            await self._upstream.close()
+            self._upstream = None
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    async def _keep(self) -> None:
+        """Start the worker anew whenever it ends or hangs."""
+        pause, began = FIRST_PAUSE, time.monotonic()
+        while True:
+            why = await self._trouble()
+            if time.monotonic() - began > HEALTHY_SECONDS:
+                pause = FIRST_PAUSE
+            logger.warning("The worker of %s %s and is started anew.", self._settings.name, why)
+            await self._end()
+            while not self._up.is_set():
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                self.restarts += 1
+                try:
+                    await self._launch()
+                except UserError as error:
+                    logger.error("%s", error)
+            began = time.monotonic()
+
+    async def _trouble(self) -> str:
+        """Return what is wrong with the worker, once something is."""
+        assert self._process is not None
+        ended = asyncio.ensure_future(self._process.wait())
+        try:
+            while not (await asyncio.wait({ended}, timeout=1.0))[0]:
+                status = self.status()
+                since = status.last_progress
+                if status.running and since is not None and time.monotonic() - since > max(self._silence, self._total):
+                    return f"has said nothing for {time.monotonic() - since:.0f} s"
+            return f"ended ({_said_of(self._process.returncode)})"
+        finally:
+            ended.cancel()
+
+    # --- requests and the process
+
+    async def _answering(self) -> Upstream:
+        """Return the worker that answers now, or the next one, however long it takes: callers have their own patience."""
+        await self._up.wait()
+        assert self._upstream is not None
+        return self._upstream
+
+    async def _died(self, upstream: Upstream, error: ApiError) -> bool:
+        """Tell whether an error came from the end of the worker that was asked."""
+        if error.code != "engine_unavailable":
+            return False
+        end = time.monotonic() + NOTICED_SECONDS
+        while self._upstream is upstream and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        return self._upstream is not upstream
+
+
+def says_anything(chunk: Mapping[str, Any]) -> bool:
+    """Tell whether a client has seen anything of the answer after this chunk; who speaks is nothing yet."""
+    choice = (chunk.get("choices") or [{}])[0]
+    return bool((choice.get("delta") or {}).get("content") or choice.get("logprobs") or choice.get("finish_reason"))
+
+
+def _said_of(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
