@@ -61,17 +61,25 @@ class Batch:
             the rows that wrote a token, with what may be shown of it, and those that failed, which are removed.
         """
         self._close_up()
-        for slot in sorted(range(self._size()), key=lambda slot: self._row(slot).number) if self._may_read > 0 else ():
-            if self._unread(slot) > FEW_QUERIES:
-                self._prefixes.reuse(slot, self._row(slot).tokens)
-            if (unread := self._unread(slot)) > FEW_QUERIES:
-                piece = min(self._may_read, unread)
-                self._may_read -= piece
-                return self._pass(slot, [piece])
+        slot = self._next_to_read() if self._may_read > 0 else None
+        if slot is not None:
+            piece = min(self._may_read, self._unread(slot))
+            self._may_read -= piece
+            return self._pass(slot, [piece])
         self._may_read = READ_TOKENS
         # one whose turn to read has not come takes part with one token: a pass holds neighbours
         unread = [self._unread(slot) for slot in range(self._size())]
         return self._pass(0, [count if count <= FEW_QUERIES else 1 for count in unread])
+
+    def _next_to_read(self) -> int | None:
+        """Return the slot of the row that came first of those with much to read."""
+        for slot in sorted(range(self._size()), key=lambda slot: self._row(slot).number):
+            if self._unread(slot) > FEW_QUERIES:
+                # another row may have read the same meanwhile
+                self._prefixes.reuse(slot, self._row(slot).tokens)
+            if self._unread(slot) > FEW_QUERIES:
+                return slot
+        return None
 
     def _size(self) -> int:
         return len(self._slots) - self._slots.count(None)
