@@ -22,7 +22,7 @@ import sqlalchemy
 from commands import environment, require
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from postgres import free_port, postgres  # noqa: F401
+from postgres import PASSWORD, free_port, postgres  # noqa: F401
 
 from luthier.artefacts import MANIFEST, read_manifest, staged, verify
 from luthier.errors import UserError
@@ -566,7 +566,7 @@ def test_a_log_needs_a_database_that_can_be_locked(uri):
 
 
 def test_with_a_server_the_database_of_the_log_must_be_named():
-    with pytest.raises(UserError, match="LUTHIER_LOG_URI"):
+    with pytest.raises(UserError, match=r"LUTHIER_LOG_URI.*user@host.* PGPASSWORD"):
         Registry(MODEL, "http://127.0.0.1:5000")
 
 
@@ -782,6 +782,22 @@ def moto(monkeypatch, tmp_path):
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.mark.slow
+def test_a_password_that_is_in_no_uri_comes_from_libpqs_variable_or_file(postgres, tmp_path):  # noqa: F811
+    uri = new_database(postgres, "no_password").replace(f":{PASSWORD}@", "@")
+    database = DeploymentLog(MODEL, uri, "ann@desk").database
+    assert database.url.password is None
+    (tmp_path / "pgpass").write_text(f"*:*:*:*:{PASSWORD}\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    for name, value in (("PGPASSWORD", PASSWORD), ("PGPASSFILE", str(tmp_path / "pgpass"))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, value)
+            with database.connection() as connection:
+                assert connection.exec_driver_sql("SELECT current_user").scalar() == database.url.username
+        with pytest.raises(UserError, match="cannot be opened.*no password"), database.connection():
+            pass
 
 
 @pytest.mark.slow

@@ -83,7 +83,8 @@ class Registry:
         if log_uri is None and tracking_uri.startswith(("http://", "https://")):
             raise UserError(
                 "The tracking URI is a server, which does not show its database: name one for the deployment log in "
-                "LUTHIER_LOG_URI, such as postgresql+psycopg://user:password@host/database. All who promote must use the same."
+                "LUTHIER_LOG_URI, such as postgresql+psycopg://user@host/database, the password in PGPASSWORD. "
+                "All who promote must use the same."
             )
         self.name, self.tracking_uri = name, tracking_uri
         self.log = DeploymentLog(name, log_uri or tracking_uri, who or whoami())
