@@ -222,11 +222,11 @@ def test_models_are_listed_by_every_name(running):
 # --- who may do what
 
 
-def test_every_path_but_health_asks_for_its_key(running):
+def test_every_path_but_health_and_the_page_asks_for_its_key(running):
     paths = (
         "/v1/models",
         "/v1/nothing",
-        "/",
+        "/index.html",
         "/nothing",
         "/metrics",
         "/openapi.json",
@@ -238,7 +238,7 @@ def test_every_path_but_health_asks_for_its_key(running):
         for headers in ({}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"Authorization": KEY}):
             refused = running.get(path, headers)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert [running.get(path, {}).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+    assert [running.get(path, {}).status_code for path in ("/", "/healthz", "/readyz")] == [200, 200, 200]
     assert running.get("/admin/reload", ALICE).status_code == running.get("/v1/models", ROOT).status_code == 401
     assert [running.get(path, ALICE).status_code for path in ("/metrics", "/nothing", "/docs")] == [200, 404, 404]
     assert [running.get(path, ROOT).status_code for path in ("/metrics", "/admin/reload", "/admin/x")] == [200, 405, 404]

@@ -1,6 +1,6 @@
 """The gateway as an application: its routes, and who may use them.
 
-/healthz /readyz                                        anybody
+/ (the page) /healthz /readyz                           anybody
 /v1/chat/completions /v1/models /v1/feedback            a client's key
 /admin/...                                              the administrator's key
 everything else, whether it exists or not               either
@@ -29,9 +29,10 @@ from luthier.serving.keys import Keys
 from luthier.serving.limits import read_body
 from luthier.serving.live import Gateway
 from luthier.serving.openapi import body_of, describe
+from luthier.serving.page import answer_page
 from luthier.text.prepare import ScrubSettings, scrub_text
 
-_OPEN = ("/healthz", "/readyz")
+_OPEN = ("/", "/healthz", "/readyz")
 
 
 class KeyCheck:
@@ -78,6 +79,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     _client_routes(app, gateway)
     _health_routes(app, gateway)
     app.include_router(admin_routes(gateway))
+    app.add_api_route("/", answer_page, include_in_schema=False)
     bodies = (ChatRequest, FeedbackRequest, RollbackRequest, ExperimentRequest)
     app.openapi = lambda: describe(app, bodies)  # type: ignore[method-assign]
     return app
