@@ -1,0 +1,190 @@
+"""What is served follows the registry, whoever changes it, and never names an engine that is not there."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+
+from luthier.errors import UserError
+from luthier.serving.errors import ApiError
+from luthier.serving.fleet import Fleet, Machine
+from luthier.serving.follower import Follower
+from luthier.serving.metrics import Metrics
+from luthier.serving.parameters import ExperimentParameters, ServingParameters
+
+URLS = {str(number): ["http://127.0.0.1:9/v1"] for number in (1, 2, 3)}
+
+
+class Watched:
+    """A follower, and every table that it has served."""
+
+    def __init__(self, home, kept=None, **parameters):
+        engine = {"kind": "upstream", "urls": URLS, **parameters.pop("engine", {})}
+        self.home, self.registry = home, home.registry()
+        self.parameters = ServingParameters(poll_seconds=0.05, drain_seconds=0, engine=engine, **parameters)
+        self.metrics = Metrics()
+        self.fleet = Fleet(self.registry, self.parameters, Machine(home.folder / "cache", "fp32", base=lambda: None))
+        self.follower = Follower(self.registry, self.fleet, self.parameters, self.metrics, kept)
+        self.lives = []
+
+    @property
+    def table(self):
+        return self.lives[-1].table
+
+    @property
+    def champion(self):
+        return self.table.experiment.control.version
+
+    def reloads(self, result):
+        return self.metrics.registry.get_sample_value("luthier_reloads_total", {"result": result}) or 0
+
+    async def until(self, holds, seconds=10):
+        async with asyncio.timeout(seconds):
+            while not holds():
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def following(home, **given):
+    watched = Watched(home, **given)
+    watched.lives.append(await watched.follower.begin())
+    task = asyncio.create_task(watched.follower.follow(watched.lives.append))
+    try:
+        yield watched
+    finally:
+        task.cancel()
+        await watched.follower.close()
+        await watched.fleet.close()
+
+
+def run(scenario):
+    asyncio.run(scenario())
+
+
+def test_promotions_and_rollbacks_of_others_are_followed_and_every_table_is_whole(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        async with following(home) as watched:
+            assert watched.champion == 1
+            # what may come next is ready: the candidate
+            await watched.until(lambda: set(watched.table.versions) == {1, 3})
+            for version in (3, 2, 1, 3):
+                line = elsewhere.promote(version)
+                await watched.until(lambda version=version: watched.champion == version)
+                assert watched.table.sequence == line.number
+            line = elsewhere.rollback()
+            await watched.until(lambda: watched.table.sequence == line.number)
+            assert watched.champion == 1
+            for live in watched.lives:
+                assert set(live.table.versions) == set(live.engines)
+                assert set(live.table.aliases.values()) <= set(live.engines)
+                for version, manifest in live.table.versions.items():
+                    assert elsewhere.resolve(version).manifest == manifest
+
+    run(scenario)
+
+
+def test_what_is_no_longer_needed_ends_and_what_was_just_left_stays(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        async with following(home, engine={"warm": []}) as watched:
+            elsewhere.promote(2)
+            await watched.until(lambda: watched.champion == 2)
+            elsewhere.promote(3)
+            await watched.until(lambda: watched.champion == 3)
+            await watched.until(lambda: set(watched.table.versions) == {2, 3})
+            await watched.until(lambda: set(watched.fleet.running()) == {2, 3})
+
+    run(scenario)
+
+
+def test_a_version_that_cannot_be_served_changes_nothing_and_is_tried_again(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        async with following(home, engine={"urls": {"1": URLS["1"]}}) as watched:
+            before = watched.table
+            elsewhere.promote(2)
+            await watched.until(lambda: watched.reloads("failed") >= 1)
+            assert watched.champion == 1
+            assert watched.table.experiment == before.experiment
+            with pytest.raises(ApiError) as caught:
+                await watched.follower.reload()
+            assert caught.value.status == 409
+            assert "names no URL for version 2" in str(caught.value)
+            # an administrator takes it back, and all is well again
+            await watched.follower.rollback("it has no engine")
+            assert watched.table.sequence == 3
+            assert watched.champion == 1
+            assert elsewhere.log.last().reason == "it has no engine"
+            assert watched.reloads("reloaded") == 1
+
+    run(scenario)
+
+
+def test_a_rollback_with_nothing_to_go_back_to_is_refused(home):
+    async def scenario():
+        home.registry().promote(1)
+        async with following(home) as watched:
+            with pytest.raises(ApiError) as caught:
+                await watched.follower.rollback("why not")
+            assert caught.value.status == 409
+            assert "first champion" in str(caught.value)
+            assert watched.champion == 1
+
+    run(scenario)
+
+
+def variants(*dealt):
+    return [{"name": name, "version": version, "weight": weight} for name, version, weight in dealt]
+
+
+def test_an_experiment_of_an_administrator_survives_a_restart_until_the_parameters_change(home, tmp_path):
+    asked = ExperimentParameters(id="autumn", variants=variants(("champion", "champion", 0.7), ("second", 2, 0.3)), shadow=3)
+    kept = tmp_path / "serving" / "experiment.json"
+
+    async def scenario():
+        home.registry().promote(1)
+        async with following(home, kept=kept) as watched:
+            await watched.follower.set_experiment(asked)
+            assert watched.table.experiment.id == "autumn"
+            assert {1, 2, 3} <= set(watched.table.versions)
+            # the alias in it is followed
+            home.registry().promote(3)
+            await watched.until(lambda: watched.champion == 3)
+            with pytest.raises(ValueError, match="no alias nobody"):
+                await watched.follower.set_experiment(ExperimentParameters(variants=variants(("a", "nobody", 1.0))))
+            with pytest.raises(ApiError):
+                await watched.follower.set_experiment(ExperimentParameters(variants=variants(("a", 17, 1.0))))
+            assert watched.table.experiment.id == "autumn"
+        async with following(home, kept=kept) as again:
+            assert again.table.experiment.id == "autumn"
+        async with following(home, kept=kept, experiment={"id": "winter"}) as changed:
+            assert changed.table.experiment.id == "winter"
+        kept.write_text(json.dumps({"configured": 7}))
+        async with following(home, kept=kept) as broken:
+            assert broken.table.experiment.id == "default"
+
+    run(scenario)
+
+
+def test_without_a_champion_there_is_nothing_to_serve(home):
+    async def scenario():
+        async with following(home):
+            pass
+
+    with pytest.raises(UserError, match="kedro promote"):
+        run(scenario)
+
+
+def test_an_experiment_that_cannot_be_dealt_is_told_before_anything_starts(home):
+    async def scenario():
+        home.registry().promote(1)
+        async with following(home, experiment={"variants": variants(("a", "challenger", 1.0))}):
+            pass
+
+    with pytest.raises(UserError, match="no alias challenger"):
+        run(scenario)
