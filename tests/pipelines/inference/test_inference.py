@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import sys
 
 import fsspec
+import jsonschema
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -20,6 +22,7 @@ from luthier.candidates import Asking, Registered
 from luthier.configuration import DataParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.packages import PackagedModel, load_package
+from luthier.pipelines.inference import nodes
 from luthier.pipelines.inference import predict as predicting
 from luthier.pipelines.inference.nodes import answer_rows
 from luthier.pipelines.inference.parameters import InferenceParameters
@@ -58,11 +61,11 @@ def tiny(home):
     return sharp_tiny(home)
 
 
-def answered(home, folder, **parameters):
+def answered(home, folder, data=DATA, length=LENGTH, **parameters):
     """Run the node with the sharp model as the base; return the table's rows, the report and the handle."""
     chosen = {"model": "base", "precision": "fp32", "rows_per_chunk": 5} | parameters
     model = ModelParameters(base=str(home / "sharp"))
-    shards, report = answer_rows(InferenceParameters(**chosen), DATA, model, LENGTH, folders_in(folder))
+    shards, report = answer_rows(InferenceParameters(**chosen), data, model, length, folders_in(folder))
     assert shards.schema == PREDICTION
     rows = shards.to_table().to_pylist()
     assert len(rows) == len(shards) == report["rows"]
@@ -305,6 +308,73 @@ def test_mistakes_are_told(home, tmp_path, parameters, expected):
         answered(home, tmp_path, **parameters)
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"intent": {"enum": ["praise", "complaint"]}, "order": {"type": "string", "maxLength": 3}},
+    "required": ["intent", "order"],
+    "additionalProperties": False,
+}
+
+
+def with_schema(folder, schema):
+    """Return the data's parameters with an answer schema: JSON, or a text that is none."""
+    (folder / "schema.json").write_text(schema if isinstance(schema, str) else json.dumps(schema))
+    return DATA.model_copy(update={"answer_schema": "schema.json"})
+
+
+def test_answers_are_held_to_the_schema_on_demand_and_kept_apart_from_free_ones(home, tmp_path):
+    source, data = str(write(tmp_path / "x.jsonl", ROWS)), with_schema(tmp_path, SCHEMA)
+    free, _, _ = answered(home, tmp_path, data, 60, source=source)
+    held, report, _ = answered(home, tmp_path, data, 60, source=source, constrain=True)
+    assert {row["finish"] for row in held} == {"stop"}
+    assert len({row["answer"] for row in held}) > 1
+    for row in held:
+        jsonschema.validate(json.loads(row["answer"]), SCHEMA)
+    assert "schema=" in report["identity"]
+    again, report, _ = answered(home, tmp_path, data, 60, source=source)
+    assert again == free
+    assert "schema=" not in report["identity"]
+    assert not {row["answer"] for row in free} & {row["answer"] for row in held}
+
+
+def test_a_registered_version_is_held_to_its_own_schema(home, tmp_path, monkeypatch):
+    base = tiny_base(home / "packages")
+    package = make(tmp_path / "package", base, random_adapter(tmp_path / "adapter", base))
+    assert json.loads((package.folder / "answer_schema.json").read_text()) == {"type": "object"}
+    registered = Registered("luthier", Version(3, (), package.sha256, "pass", {}, {}, "", "", "", ""), package.folder)
+    monkeypatch.setattr(nodes, "fetch_version", lambda which, folders, parameter: registered)
+    chosen = {"source": str(write(tmp_path / "x.jsonl", ROWS[:4])), "model": 3, "precision": "fp32", "constrain": True}
+    data, model = with_schema(tmp_path, {"type": "string"}), ModelParameters(base="tiny:llama")
+    table, _ = answer_rows(InferenceParameters(**chosen), data, model, LENGTH, folders_in(home / "packages"))
+    assert [row["answer"][0] for row in table.iter_rows()] == ["{"] * 4
+    (package.folder / "answer_schema.json").write_text("{}")
+    with pytest.raises(UserError, match=r"inference\.constrain: answer_schema\.json of luthier@3 holds no schema"):
+        answer_rows(InferenceParameters(**chosen), data, model, LENGTH, folders_in(home / "packages"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (None, r"inference\.constrain: data\.answer_schema holds no schema"),
+        ({}, r"inference\.constrain: data\.answer_schema holds no schema"),
+        ("{", r"data\.answer_schema: schema\.json cannot be read as JSON"),
+        ({"not": {"type": "string"}}, r"inference\.constrain: answers cannot be held to data\.answer_schema.*not"),
+        ({"type": "string"}, r"inference\.constrain: .*pip install 'luthier\[constrained\]'"),
+    ],
+)
+def test_what_answers_cannot_be_held_to_is_told_before_any_is_given(home, tmp_path, monkeypatch, schema, expected):
+    data = DATA if schema is None else with_schema(tmp_path, schema)
+    if schema == {"type": "string"}:
+        monkeypatch.setitem(sys.modules, "llguidance", None)
+    source = str(write(tmp_path / "x.jsonl", ROWS))
+    with pytest.raises(UserError, match=expected):
+        answered(home, tmp_path, data, source=source, constrain=True)
+    assert not (tmp_path / "data").exists()
+    answered(home, tmp_path, data, source=source)
+
+
 def test_one_thing_answers():
     with pytest.raises(ValueError, match=r"either inference\.model or inference\.endpoint"):
         InferenceParameters(model=3, endpoint={"url": "http://host/v1", "model": "m"})
+    with pytest.raises(ValueError, match=r"inference\.constrain .* an endpoint cannot be held"):
+        InferenceParameters(constrain=True, endpoint={"url": "http://host/v1", "model": "m"})

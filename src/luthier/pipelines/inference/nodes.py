@@ -1,5 +1,6 @@
 """The step of inference: choose what answers, and let it answer every row."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.answers import AnswerStore, progress_bar
-from luthier.candidates import Asking, base_answerer, fetch_version
+from luthier.candidates import Asking, Registered, base_answerer, fetch_version
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.endpoint import EndpointAnswerer
 from luthier.errors import UserError
@@ -100,11 +101,38 @@ def _choose(
         return Model(asked, asked.name, asked.identity), ours
     if inference.model == "base":
         base = resolve_base(model, folders)
-        asking = Asking(length, inference.batch_tokens, inference.precision)
+        schema = _schema_of_data(data, folders) if inference.constrain else None
+        asking = Asking(length, inference.batch_tokens, inference.precision, schema)
         return Model(base_answerer(model, folders, asking), base.name, base.identity), ours
     version = fetch_version(inference.model, folders, "inference.model")
-    asking = Asking(inference.max_new_tokens or version.max_new_tokens, inference.batch_tokens, inference.precision)
+    schema = _schema_of_version(version) if inference.constrain else None
+    asking = Asking(inference.max_new_tokens or version.max_new_tokens, inference.batch_tokens, inference.precision, schema)
     return Model(version.answerer(model, folders, asking), version.name, version.version.manifest), version.settings
+
+
+def _schema_of_data(data: DataParameters, folders: FolderParameters) -> dict[str, Any]:
+    """Return the schema of `data`, if answers can be held to it."""
+    name = "data.answer_schema"
+    schema: Any = None
+    if data.answer_schema is not None:
+        try:
+            schema = json.loads(Path(folders.locate(data.answer_schema)).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{name}: {data.answer_schema} cannot be read as JSON: {error}") from error
+    return _followable(schema, name)
+
+
+def _schema_of_version(version: Registered) -> dict[str, Any]:
+    """Return the schema that a version was trained with, if answers can be held to it."""
+    schema = json.loads((version.package / "answer_schema.json").read_text(encoding="utf-8"))
+    return _followable(schema, f"answer_schema.json of {version.name}")
+
+
+def _followable(schema: Any, named: str) -> dict[str, Any]:
+    from luthier.constrained import check_schema
+
+    check_schema(schema, "inference.constrain", named)
+    return dict(schema)
 
 
 def _rows(files: list[str], facts: list[dict[str, Any]], reading: Reading, inference: InferenceParameters) -> Iterator[AskedRow]:

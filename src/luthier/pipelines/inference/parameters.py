@@ -32,13 +32,20 @@ class InferenceParameters(Parameters):
     """Prompt and answer tokens of one batch at most; a model on this machine only."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Numbers to compute in; `auto` is what this machine does fast."""
+    constrain: bool = False
+    """Hold every answer to the answer schema: that of the registered version, or for `base` that of `data.answer_schema`. A model
+    on this machine only. Needs the extra `constrained`."""
     rows_per_chunk: int = Field(default=256, ge=1)
     """Rows that are answered and stored together: what memory holds, and what a kill can lose."""
     scrub: ScrubSettings | None = Field(default_factory=ScrubSettings)
     """Personal data, before `base` or an endpoint sees a row; null leaves it. A registered version brings its own settings."""
 
     @model_validator(mode="after")
-    def _one_model(self) -> "InferenceParameters":
+    def _one_model_that_can_be_held(self) -> "InferenceParameters":
         if self.endpoint is not None and self.model != "champion":
             raise ValueError("give either inference.model or inference.endpoint: which of them is to answer?")
+        if self.endpoint is not None and self.constrain:
+            raise ValueError(
+                "inference.constrain holds a model on this machine to a schema; an endpoint cannot be held: set it to false"
+            )
         return self
