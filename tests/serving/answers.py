@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from sharp import sharp_tiny
+from transformers import DynamicCache
 
 from luthier.generation import generate
 from luthier.serving.batching import BatchingEngine, Done, Event, Failed, TextPiece, Ticket
@@ -30,9 +31,10 @@ def ending_tiny(folder):
 @torch.inference_mode()
 def written(model, prompt, length):
     """Return so many of the likeliest tokens after a prompt, with nothing that ends them."""
-    tokens = list(prompt)
-    for _ in range(length):
-        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    tokens, cache = list(prompt), DynamicCache()
+    while len(tokens) < len(prompt) + length:
+        new = tokens[cache.get_seq_length() :]
+        tokens.append(int(model(torch.tensor([new]), past_key_values=cache, use_cache=True).logits[0, -1].argmax()))
     return tokens[len(prompt) :]
 
 
