@@ -76,9 +76,8 @@ class Server:
 
 def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     """Start `kedro serve` in a project around a registry."""
-    project = home.folder / "project"
-    if not project.exists():
-        make_project(project)
+    if not home.project.exists():
+        make_project(home.project)
     said = environment() | {
         "MLFLOW_TRACKING_URI": home.uri,
         "LUTHIER_API_KEYS": f"alice:{KEY}",
@@ -89,7 +88,7 @@ def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[st
     }
     return subprocess.Popen(
         command("serve", "--env", "test", "--port", "0", *arguments),
-        cwd=project,
+        cwd=home.project,
         env={name: value for name, value in said.items() if value},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,7 +100,7 @@ def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[st
 def serving(home: Home, *arguments: str, seconds: float = 120, **variables: str) -> Iterator[Server]:
     """Start `kedro serve`, wait until it answers, and stop it at the end."""
     process = start(home, *arguments, **variables)
-    server = Server(process, "", home, f"sqlite:///{home.folder / 'project' / 'data' / '06_models' / 'serving' / 'requests.db'}")
+    server = Server(process, "", home, f"sqlite:///{home.project / 'data' / '06_models' / 'serving' / 'requests.db'}")
     listens = threading.Event()
 
     def listen() -> None:

@@ -16,6 +16,12 @@ class Home:
     """A registry of one's own with `VERSIONS` versions, all of which passed the gate."""
 
     folder: Path
+    within: Path | None = None
+    """The project, if it is there already."""
+
+    @property
+    def project(self) -> Path:
+        return self.within or self.folder / "project"
 
     @property
     def uri(self) -> str:
