@@ -204,6 +204,38 @@ def test_what_prompts_begin_with_alike_is_read_once_also_if_they_come_together(p
     assert answers == [expected(model, tokenizer, prompt, 4).text for prompt in prompts]
 
 
+def test_what_always_followed_is_written_several_tokens_a_pass(pair):
+    model, _, tokenizer = pair
+    prompt = long_prompt(model, tokenizer, 9, 16)
+    with running(pair, slots=1) as engine, recorded() as passes:
+        answers = [ask(engine, prompt, 16, top_logprobs=2).wait() for _ in range(12)]
+        assert len(passes) < 12 * 16 / 2
+        assert engine.status().tokens_total == 12 * 16
+        total = engine.status().tokens_total
+        drawn = [ask(engine, prompt, 16, temperature=2.0, seed=seed).wait() for seed in range(6)]
+        assert engine.status().tokens_total == total + sum(each.end.completion_tokens for each in drawn) <= total + 6 * 16
+    assert {listener.text for listener in answers} == {expected(model, tokenizer, prompt, 16).text}
+    first, last = ([token["logprob"] for token in listener.tokens] for listener in (answers[0], answers[-1]))
+    assert first == pytest.approx(last, abs=1e-4)
+
+
+def test_draws_do_not_depend_on_what_was_foreseen(pair):
+    prompt = random_tokens(20, 1)
+    with running(pair, slots=1) as engine:
+        fresh = ask(engine, prompt, 30, temperature=0.7, seed=5).wait().text
+        for seed in range(8):  # many answers that begin like it
+            ask(engine, prompt, 30, temperature=0.3, seed=seed).wait()
+        assert ask(engine, prompt, 30, temperature=0.7, seed=5).wait().text == fresh
+
+
+def test_what_is_foreseen_is_forgotten_before_it_grows_without_end(pair, monkeypatch):
+    monkeypatch.setattr(batch, "REMEMBERED", 20)
+    with running(pair) as engine:
+        listeners = [ask(engine, random_tokens(9, seed), 20) for seed in range(12)]
+        assert all(isinstance(listener.wait().end, Done) for listener in listeners)
+        assert len(engine._batch._drafts.followed) <= 20 + 3 * batch.FEW_QUERIES
+
+
 def test_a_slot_keeps_what_others_come_back_to(pair):
     systems = [random_tokens(100, seed) for seed in range(3)]
     with running(pair, slots=3) as engine, recorded() as passes:
@@ -352,7 +384,7 @@ def test_a_pass_that_fails_fails_the_rows_in_it_and_no_other(pair, monkeypatch, 
 
     def forward(model, cache, first, fed, *rest):
         logits = usual(model, cache, first, fed, *rest)
-        if sum(map(len, fed)) < 50:
+        if max(map(len, fed)) < 50:
             return logits
         if numbers:  # as of weights that overflow
             return logits * torch.nan

@@ -8,34 +8,35 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import compress
 from typing import Any
 
+from luthier.generation import _Drafts as Drafts
 from luthier.rows import FEW_QUERIES, forward
-from luthier.serving.completion import TokenLogprob
 from luthier.serving.prefix_cache import PrefixCache
-from luthier.serving.writing import Row
+from luthier.serving.writing import Proposal, Row, Written
 
 logger = logging.getLogger(__name__)
 
 READ_TOKENS = 256  # of prompts, between two tokens of the answers under way
+REMEMBERED = 100_000  # places in answers after which is known what followed: some 50 MB
 
-Written = tuple[str, list[TokenLogprob]]
 Outcome = tuple[Row, Written | Exception]
 
 
 class Batch:
     """Rows and their keys and values."""
 
-    def __init__(self, model: Any, slots: int, capacity: int) -> None:
+    def __init__(self, model: Any, slots: int, capacity: int, ends: set[int]) -> None:
         """Start without rows.
 
         Args:
             model: one that `luthier.rows.fits`, set to the attention of that module.
             slots: how many rows there may be.
             capacity: tokens of each.
+            ends: tokens that end an answer.
         """
-        self._model, self._capacity = model, capacity
+        self._model, self._capacity, self._ends = model, capacity, ends
+        self._drafts = Drafts(ends)
         self._slots: list[Row | None] = [None] * slots
         self._prefixes = PrefixCache(slots, capacity)
         self._may_read = READ_TOKENS  # before the next token of the answers under way
@@ -61,6 +62,8 @@ class Batch:
             the rows that wrote a token, with what may be shown of it, and those that failed, which are removed.
         """
         self._close_up()
+        if len(self._drafts.followed) > REMEMBERED:
+            self._drafts = Drafts(self._ends)
         slot = self._next_to_read() if self._may_read > 0 else None
         if slot is not None:
             piece = min(self._may_read, self._unread(slot))
@@ -110,23 +113,32 @@ class Batch:
         """
         slots = range(first, first + len(counts))
         rows, held = [self._row(slot) for slot in slots], [self._prefixes.held[slot] for slot in slots]
-        fed = [row.tokens[len(kept) :][:count] for row, kept, count in zip(rows, held, counts, strict=True)]
         starts = [len(kept) for kept in held]
-        whole = [start + count == len(row.tokens) for row, start, count in zip(rows, starts, counts, strict=True)]
+        fed = [row.tokens[start : start + count] for row, start, count in zip(rows, starts, counts, strict=True)]
+        scored = [0] * len(rows)
+        proposals: dict[Row, Proposal] = {}
+        for place, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
+            if start + count == len(row.tokens):
+                try:
+                    proposals[row] = draft, _ = row.propose(self._drafts, max(0, FEW_QUERIES - count))
+                except Exception as error:
+                    return self._failed({row: error})
+                fed[place], scored[place] = fed[place] + draft, len(draft) + 1
         try:
-            logits = forward(self._model, self._prefixes.cache, first, fed, starts, list(map(int, whole)))
+            logits = forward(self._model, self._prefixes.cache, first, fed, starts, scored).float()
         except Exception as error:
             logger.exception("A forward pass has failed, and %d requests with it.", len(rows))
             return self._failed(dict.fromkeys(rows, error))
-        for kept, read in zip(held, fed, strict=True):
-            kept += read
         written: dict[Row, Written] = {}
         failed: dict[Row, Exception] = {}
-        for row, own in zip(compress(rows, whole), logits.float(), strict=True):
-            try:
-                written[row] = row.write(own)
-            except Exception as error:
-                failed[row] = error
+        for row, kept, read, own in zip(rows, held, fed, logits.split(scored), strict=True):
+            kept += read
+            if row in proposals:
+                try:
+                    written[row] = row.write(self._drafts, proposals[row], own)
+                except Exception as error:
+                    failed[row] = error
+                del kept[len(row.tokens) - 1 :]  # what was foreseen and did not come
         return [*written.items(), *self._failed(failed)]
 
     def _failed(self, errors: Mapping[Row, Exception]) -> list[Outcome]:

@@ -107,9 +107,9 @@ class BatchingEngine:
         if self._context < 2:
             raise UserError(f"serving.engine.cache_tokens: {cache_tokens:,} are too few for {slots} slots: write more of them.")
         self._tokenizer = deepcopy(tokenizer)  # who encodes prompts meanwhile may change settings of theirs
-        self._ends = frozenset(end_tokens(tokenizer))
+        self._ends = set(end_tokens(tokenizer))
         self._spelling = Spelling(self._tokenizer)
-        self._batch = Batch(self._model, slots, self._context)
+        self._batch = Batch(self._model, slots, self._context, self._ends)
         self._most = slots + waiting
         self._queue: deque[Ticket] = deque()
         self._tickets: dict[Row, Ticket] = {}  # of the rows in the batch
@@ -231,14 +231,13 @@ class BatchingEngine:
             if isinstance(outcome, Exception):
                 _tell(self._leave(row), _failure(outcome))
                 continue
-            self._tokens_total += 1
+            self._tokens_total += outcome.count
             ticket = self._tickets[row]
             if row.finish:
                 self._batch.remove(row)
                 self._leave(row)
-            text, tokens = outcome
-            if text or tokens:
-                _tell(ticket, TextPiece(text, tokens))
+            if outcome.text or outcome.tokens:
+                _tell(ticket, TextPiece(outcome.text, outcome.tokens))
             if row.finish:
                 _tell(ticket, Done(row.finish, row.prompt_tokens, row.completion_tokens))
 

@@ -2,18 +2,35 @@
 
 from collections import deque
 from collections.abc import Set
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-from luthier.generation import Matcher
+from luthier.generation import CONTEXT, Matcher
+from luthier.generation import _Drafts as Drafts
 from luthier.serving.completion import Finish, TokenLogprob
 from luthier.serving.detokenise import AnswerText, Spelling
 from luthier.serving.sampling import Sampler, Sampling
 
 _NUMBERS = count()
+
+Proposal = tuple[list[int], torch.Tensor | None]
+"""What probably comes next; and, of a constraint, the tokens allowed at each place of it and after it."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of an answer in one pass."""
+
+    text: str
+    """What may be shown now."""
+    tokens: list[TokenLogprob]
+    """Those whose text has come out, if they are to be told."""
+    count: int
+    """How many were written."""
 
 
 class Row:
@@ -51,45 +68,76 @@ class Row:
         """How many tokens of the answer there are, without the end marker."""
         return len(self.tokens) - self._asked - (len(self.tokens) > self._asked and self.tokens[-1] in self._ends)
 
-    def write(self, logits: torch.Tensor) -> tuple[str, list[TokenLogprob]]:
-        """Choose the next token; return the text that may be shown now, and the tokens that it tells of.
+    def propose(self, drafts: Drafts, most: int) -> Proposal:
+        """Return what probably comes next, at most so many tokens.
 
         Args:
-            logits: the model's own, of what follows the tokens so far, shape (vocabulary,).
+            drafts: what followed in the answers so far.
+            most: tokens of the proposal.
+        """
+        most = min(most, self._sampling.max_tokens - self.completion_tokens - 1)
+        draft = drafts.propose(self._newest(CONTEXT), most)
+        if self._matcher is None:
+            return draft, None
+        return self._matcher.allowed(draft or self._matcher.forced()[:most])
+
+    def write(self, drafts: Drafts, proposal: Proposal, logits: torch.Tensor) -> Written:
+        """Choose the next tokens, up to the first one that was not foreseen.
+
+        A foreseen one is chosen in no other way than the rest: answers are the same with other proposals, up to rounding.
+
+        Args:
+            drafts: is told what came.
+            proposal: what was read beyond the tokens so far.
+            logits: the model's own, of what follows them and each token of the proposal, shape (proposal + 1, vocabulary).
 
         Raises:
             UserError: if the constraint cannot be followed any further.
             FloatingPointError: if the model gives no numbers.
         """
-        token = self._choose(logits)
-        self.tokens.append(token)
-        text, told = "", 0
-        if token in self._ends:
-            self.finish = "stop"
-        else:
-            if self._sampling.top_logprobs is not None:
-                self._untold.append(self._logprob(token, logits, self._sampling.top_logprobs))
-            text, told = self._text.feed(token)
-            if self._text.stopped:
-                self.finish = "stop"
-            elif self.completion_tokens == self._sampling.max_tokens:
-                self.finish = "length"
-            elif self._matcher is not None:
-                self._matcher.take(token)
+        draft, allowed = proposal
+        text, told, before = "", 0, self.completion_tokens
+        for place, foreseen in enumerate([*draft, None]):
+            token = self._choose(logits[place], None if allowed is None else allowed[place])
+            more, tokens = self._take(token, logits[place])
+            text, told = text + more, told + tokens
+            drafts.learn(self._newest(CONTEXT + 1))
+            if self.finish or token != foreseen:
+                break
         if self.finish:
-            rest, more = self._text.end()
-            text, told = text + rest, told + more
-        return text, [self._untold.popleft() for _ in range(min(told, len(self._untold)))]
+            rest, tokens = self._text.end()
+            text, told = text + rest, told + tokens
+        shown = [self._untold.popleft() for _ in range(min(told, len(self._untold)))]
+        return Written(text, shown, self.completion_tokens - before)
 
-    def _choose(self, logits: torch.Tensor) -> int:
-        if self._matcher is not None:
-            _, allowed = self._matcher.allowed([])
+    def _newest(self, count: int) -> list[int]:
+        return self.tokens[max(self._asked, len(self.tokens) - count) :]
+
+    def _choose(self, logits: torch.Tensor, allowed: torch.Tensor | None) -> int:
+        if allowed is not None:
             # the model may know more tokens than the tokenizer: those are never allowed
-            logits = logits.masked_fill(~pad(allowed[0], (0, len(logits) - allowed.shape[1])).to(logits.device), -torch.inf)
+            logits = logits.masked_fill(~pad(allowed, (0, len(logits) - len(allowed))).to(logits.device), -torch.inf)
         best = logits.argmax()
         if not logits[best].isfinite():
             raise FloatingPointError("the model's logits are no numbers")
         return int(best) if self._sampler is None else self._sampler.draw(logits)
+
+    def _take(self, token: int, logits: torch.Tensor) -> tuple[str, int]:
+        """Go on by a token; return the text that may be shown by now, and of how many tokens it tells."""
+        self.tokens.append(token)
+        if token in self._ends:
+            self.finish = "stop"
+            return "", 0
+        if self._sampling.top_logprobs is not None:
+            self._untold.append(self._logprob(token, logits, self._sampling.top_logprobs))
+        shown = self._text.feed(token)
+        if self._text.stopped:
+            self.finish = "stop"
+        elif self.completion_tokens == self._sampling.max_tokens:
+            self.finish = "length"
+        elif self._matcher is not None:
+            self._matcher.take(token)
+        return shown
 
     def _logprob(self, token: int, logits: torch.Tensor, top: int) -> TokenLogprob:
         logs = logits - logits.logsumexp(0)
