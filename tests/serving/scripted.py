@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from luthier.serving.gateway import SERVER
+
 
 def echo(body: dict[str, Any]) -> str:
     """Answer what the user said."""
@@ -154,7 +156,7 @@ def scripted(**settings: Any) -> Iterator[Script]:
 @contextmanager
 def listening(app: Any) -> Iterator[str]:
     """Let an application listen on a free port of this machine; yield its address."""
-    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=2, **SERVER)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -131,7 +131,7 @@ class ChatRequest(Body):
     """Whether to send the answer as it is written, as server-sent events."""
     stream_options: StreamOptions | None = None
     """Needs stream."""
-    n: Literal[1] | None = None
+    n: int | None = Field(default=None, ge=1, le=1)
     """One answer a request."""
     seed: int | None = None
     """Taken with temperature 0, where every answer is the same anyway."""

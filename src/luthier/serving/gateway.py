@@ -28,10 +28,19 @@ from luthier.serving.feedback import FeedbackRequest
 from luthier.serving.keys import Keys
 from luthier.serving.limits import read_body
 from luthier.serving.live import Gateway
-from luthier.serving.openapi import body_of, describe
+from luthier.serving.openapi import COMPLETIONS, body_of, describe
 from luthier.serving.page import answer_page
 from luthier.text.prepare import ScrubSettings, scrub_text
 
+SERVER: dict[str, Any] = {
+    "http": "h11",  # reads 64 KiB of a request's line and headers at most; httptools, uvicorn's first choice, reads without end
+    "ws": "none",
+    "lifespan": "off",
+    "server_header": False,
+    "access_log": False,
+    "log_config": None,
+}
+"""Settings of uvicorn's that the gateway relies on."""
 _OPEN = ("/", "/healthz", "/readyz")
 
 
@@ -61,7 +70,7 @@ class KeyCheck:
 def create_app(gateway: Gateway) -> FastAPI:
     """Return the application.
 
-    >>> uvicorn.run(create_app(gateway))    # doctest: +SKIP
+    >>> uvicorn.run(create_app(gateway), **SERVER)    # doctest: +SKIP
     """
     app = FastAPI(
         title="Luthier",
@@ -70,6 +79,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from elsewhere, and a browser sends no key with a page
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.add_middleware(KeyCheck, keys=gateway.keys)
     app.add_exception_handler(ApiError, _told)
@@ -81,7 +91,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(admin_routes(gateway))
     app.add_api_route("/", answer_page, include_in_schema=False)
     bodies = (ChatRequest, FeedbackRequest, RollbackRequest, ExperimentRequest)
-    app.openapi = lambda: describe(app, bodies)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, bodies, _OPEN)  # type: ignore[method-assign]
     return app
 
 
@@ -91,7 +101,7 @@ def _client_routes(app: FastAPI, gateway: Gateway) -> None:
     def model(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": gateway.parameters.model}
 
-    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest), response_class=Response)
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest), response_class=Response, responses=COMPLETIONS)
     async def chat_completions(request: Request) -> Response:
         """Continue a conversation; as OpenAI's API has it, plain or as server-sent events."""
         return await answer_chat(gateway, request)
