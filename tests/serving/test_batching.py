@@ -13,6 +13,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier import generation
 from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
 from luthier.rows import NAME
@@ -92,12 +93,17 @@ REQUESTS = st.lists(
 )
 
 
-@given(made=REQUESTS, slots=st.integers(1, 4))
+@given(made=REQUESTS, slots=st.integers(1, 4), piece=st.sampled_from([20, 128]), rash=st.booleans())
 @settings(max_examples=15)
-def test_answers_are_those_of_generate_whenever_they_are_asked_for(pair, made, slots):
+def test_answers_are_those_of_generate_whenever_they_are_asked_for(pair, made, slots, piece, rash):
     model, _, tokenizer = pair
     asked = []
-    with running(pair, slots, cache_tokens=slots * 400) as engine:
+    with pytest.MonkeyPatch.context() as patch, running(pair, slots, cache_tokens=slots * 400) as engine:
+        patch.setattr(batch, "READ_TOKENS", piece)
+        patch.setattr(batch, "PASS_TOKENS", 4 * piece)
+        if rash:  # what followed a token once is foreseen, and is often wrong
+            patch.setattr(generation, "CONTEXT", 1)
+            patch.setattr(generation, "SURE", 0.1)
         for begin, length, seed, most, pause in made:
             time.sleep(pause)
             prompt = random_tokens(150 * begin, begin) + random_tokens(length, seed)
@@ -234,6 +240,18 @@ def test_what_is_foreseen_is_forgotten_before_it_grows_without_end(pair, monkeyp
         listeners = [ask(engine, random_tokens(9, seed), 20) for seed in range(12)]
         assert all(isinstance(listener.wait().end, Done) for listener in listeners)
         assert len(engine._batch._drafts.followed) <= 20 + 3 * batch.FEW_QUERIES
+
+
+def test_short_prompts_that_come_together_are_read_together(pair):
+    model, _, tokenizer = pair
+    prompts = [random_tokens(30, seed) for seed in range(4)]
+    with running(pair, slots=5, cache_tokens=2000) as engine, recorded() as passes:
+        with held_up(engine):
+            listeners = [ask(engine, prompt, 4) for prompt in prompts]
+            passes.clear()
+        answers = [listener.wait().text for listener in listeners]
+    assert passes[0] == [30] * 4
+    assert answers == [expected(model, tokenizer, prompt, 4).text for prompt in prompts]
 
 
 def test_a_slot_keeps_what_others_come_back_to(pair):

@@ -7,9 +7,10 @@
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from luthier.generation import PASS_TOKENS
 from luthier.generation import _Drafts as Drafts
 from luthier.rows import FEW_QUERIES, forward
 from luthier.serving.prefix_cache import PrefixCache
@@ -17,7 +18,7 @@ from luthier.serving.writing import Proposal, Row, Written
 
 logger = logging.getLogger(__name__)
 
-READ_TOKENS = 256  # of prompts, between two tokens of the answers under way
+READ_TOKENS = 128  # of prompts, between two tokens of the answers under way: fewer take longer each
 REMEMBERED = 100_000  # places in answers after which is known what followed: some 50 MB
 
 Outcome = tuple[Row, Written | Exception]
@@ -64,25 +65,42 @@ class Batch:
         self._close_up()
         if len(self._drafts.followed) > REMEMBERED:
             self._drafts = Drafts(self._ends)
-        slot = self._next_to_read() if self._may_read > 0 else None
-        if slot is not None:
-            piece = min(self._may_read, self._unread(slot))
-            self._may_read -= piece
-            return self._pass(slot, [piece])
+        unread = [self._unread(slot) for slot in range(self._size())]
+        somebody_writes = any(count <= FEW_QUERIES for count in unread)
+        first, pieces = self._next_to_read(self._may_read if somebody_writes else PASS_TOKENS)
+        if pieces:
+            self._may_read -= sum(pieces)
+            return self._pass(first, pieces)
         self._may_read = READ_TOKENS
         # one whose turn to read has not come takes part with one token: a pass holds neighbours
         unread = [self._unread(slot) for slot in range(self._size())]
         return self._pass(0, [count if count <= FEW_QUERIES else 1 for count in unread])
 
-    def _next_to_read(self) -> int | None:
-        """Return the slot of the row that came first of those with much to read."""
-        for slot in sorted(range(self._size()), key=lambda slot: self._row(slot).number):
-            if self._unread(slot) > FEW_QUERIES:
-                # another row may have read the same meanwhile
-                self._prefixes.reuse(slot, self._row(slot).tokens)
-            if self._unread(slot) > FEW_QUERIES:
-                return slot
-        return None
+    def _next_to_read(self, most: int) -> tuple[int, list[int]]:
+        """Return a slot, and how many tokens of a prompt the rows from there on are to read: at most so many together."""
+        for oldest in sorted(range(self._size()), key=lambda slot: self._row(slot).number) if most > 0 else ():
+            if self._is_long(oldest):
+                pieces = {oldest: min(most, self._unread(oldest))}
+                for neighbours in (range(oldest + 1, self._size()), range(oldest - 1, -1, -1)):
+                    for slot in neighbours:
+                        if not self._joins(slot, pieces, most - sum(pieces.values())):
+                            break
+                        pieces[slot] = self._unread(slot)
+                return min(pieces), [pieces[slot] for slot in sorted(pieces)]
+        return 0, []
+
+    def _joins(self, slot: int, others: Iterable[int], room: int) -> bool:
+        """Tell whether a row is to be read in one pass with others, which may be about to read what it could copy."""
+        tokens = self._row(slot).tokens
+        copies = any(self._prefixes.is_worth(slot, tokens, self._row(other).tokens) for other in others)
+        return not copies and self._is_long(slot) and self._unread(slot) <= room
+
+    def _is_long(self, slot: int) -> bool:
+        """Tell whether a row has so much to read that a pass for all rows is too small for it."""
+        if self._unread(slot) > FEW_QUERIES:
+            # another row may have read the same meanwhile
+            self._prefixes.reuse(slot, self._row(slot).tokens)
+        return self._unread(slot) > FEW_QUERIES
 
     def _size(self) -> int:
         return len(self._slots) - self._slots.count(None)

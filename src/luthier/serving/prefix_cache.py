@@ -59,12 +59,18 @@ class PrefixCache:
         if known >= len(self.held[slot]) + WORTH:
             self.held[slot] = self._copied(source, slot, known)
 
+    def is_worth(self, slot: int, tokens: Sequence[int], others: Sequence[int]) -> bool:
+        """Tell whether a slot's row would copy some of another one's tokens, once those are read."""
+        return _common(tokens, others) >= len(self.held[slot]) + WORTH
+
     def swap(self, one: int, other: int) -> None:
         """Exchange two slots."""
         tokens = max(len(self.held[one]), len(self.held[other]))
         for pair in self.cache.layers.values():
             for kept in pair:
-                kept[[one, other], :, :tokens] = kept[[other, one], :, :tokens]
+                spare = kept[one, :, :tokens].clone()
+                kept[one, :, :tokens] = kept[other, :, :tokens]
+                kept[other, :, :tokens] = spare
         self.held[one], self.held[other] = self.held[other], self.held[one]
         self._taken[one], self._taken[other] = self._taken[other], self._taken[one]
 
