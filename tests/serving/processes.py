@@ -74,10 +74,17 @@ class Server:
         return self.process.wait(60)
 
 
-def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-    """Start `kedro serve` in a project around a registry."""
+def lay_out(home: Home, parameters: str = "") -> None:
+    """Make the project around a registry, with parameters of serving of its own."""
     if not home.project.exists():
         make_project(home.project)
+    if parameters:
+        (home.project / "conf" / "test" / "parameters_serving.yml").write_text(parameters)
+
+
+def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start `kedro serve` in a project around a registry."""
+    lay_out(home)
     said = environment() | {
         "MLFLOW_TRACKING_URI": home.uri,
         "LUTHIER_API_KEYS": f"alice:{KEY}",

@@ -8,7 +8,7 @@ import time
 import pytest
 from openai import BadRequestError, NotFoundError
 
-from tests.serving.processes import ADMIN, ALICE, KEY, ROOT, eventually, serving, start
+from tests.serving.processes import ADMIN, ALICE, KEY, ROOT, eventually, lay_out, serving, start
 
 QUESTION = [{"role": "user", "content": "where is my parcel"}]
 
@@ -31,7 +31,7 @@ def test_mistakes_are_told_before_an_engine_starts(home):
     assert "LUTHIER_API_KEYS, entry 1: is shorter" in refusal(home, LUTHIER_API_KEYS="short")
     assert "LUTHIER_API_KEYS: is not set" in refusal(home, "--host", "0.0.0.0", LUTHIER_API_KEYS="")
     assert "serving.host" in refusal(home, "--host", "no.such.host.invalid")
-    (home.project / "conf" / "test" / "parameters_serving.yml").write_text("serving:\n  limits:\n    ques: 3\n  prot: 80\n")
+    lay_out(home, "serving:\n  limits:\n    ques: 3\n  prot: 80\n")
     told = refusal(home)
     assert "test/parameters_serving.yml:3" in told
     assert "did you mean" in told

@@ -147,7 +147,9 @@ class Supervised:
             async with asyncio.timeout(START_SECONDS):
                 said = await process.stdout.readline()
             ready = self._understood(said)
-            upstream = Upstream([f"http://127.0.0.1:{ready.port}/v1"], settings.name, settings.key, self._silence, self._total)
+            upstream = Upstream(
+                [f"http://127.0.0.1:{ready.port}/v1"], settings.name, settings.key, self._silence, self._total, longest_rest=0.0
+            )
             self.context, self._upstream = ready.context, upstream
             await upstream.chat(CANARY)
         except (TimeoutError, OSError, ApiError) as error:

@@ -9,7 +9,6 @@ takes over: the client has read the beginning already.
 
 import json
 import logging
-import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from luthier.serving.engine import Status
-from luthier.serving.errors import ApiError, busy, invalid, unavailable
+from luthier.serving.errors import ApiError, busy, invalid, unavailable, without_places
 from luthier.serving.keys import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -33,8 +32,6 @@ FIRST_REST, LONGEST_REST = 0.5, 30.0
 LONGEST_MESSAGE = 500
 """Characters of a refusal that are passed on."""
 _MISTAKES = (400, 413, 422)
-# Addresses and paths in what a server says: they are none of a client's business.
-_WHERE = re.compile(r"\w+://\S+|(?<![\w.])/(?:[\w.@-]+/)+[\w.@-]*|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 
 
 @dataclass
@@ -68,6 +65,7 @@ class Upstream:
         key: str | None = None,
         token_seconds: float = 20.0,
         total_seconds: float = 300.0,
+        longest_rest: float = LONGEST_REST,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Name the servers; nothing is sent yet.
@@ -79,10 +77,11 @@ class Upstream:
             token_seconds: a replica that is silent for longer, in a stream, is stuck; less than a client waits for its first
                 token, so that another replica can take over in time.
             total_seconds: a replica that takes longer for a whole completion is stuck.
+            longest_rest: seconds that a replica rests at most after a failure; 0 where somebody else watches it.
             now: tells the time in seconds.
         """
         self._model, self._now = model, now
-        self._token_seconds, self._total_seconds = token_seconds, total_seconds
+        self._token_seconds, self._total_seconds, self._longest_rest = token_seconds, total_seconds, longest_rest
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._replicas = [Replica(url.rstrip("/"), _client(url, headers)) for url in urls]
         hosts = {text for url in map(urlsplit, urls) for text in (url.netloc, url.hostname) if text}
@@ -195,7 +194,7 @@ class Upstream:
         now = self._now()
         if replica.rests_until > now:
             return  # others failed with it: that is one failure
-        pause = min(FIRST_REST * 2**replica.failures, LONGEST_REST)
+        pause = min(FIRST_REST * 2**replica.failures, self._longest_rest)
         replica.failures += 1
         replica.rests_until = now + pause
         logger.warning("Engine %s failed and rests for %g s: %s", urlsplit(replica.url).netloc, pause, self._told(why))
@@ -254,7 +253,7 @@ class Upstream:
         """Return what a server says, on one line, without hosts, keys and paths."""
         for text in self._unsaid:
             message = message.replace(text, "...")
-        message = " ".join(_WHERE.sub("...", message.partition("Traceback")[0]).split())
+        message = without_places(message.partition("Traceback")[0])
         return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
 
 
