@@ -1,6 +1,7 @@
 """A gateway that listens, and its clients."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from tests.serving.scripted import listening
 
 KEY, ADMIN = "sk-client-0123456789", "sk-admin-0123456789"
 CONTEXT = 1000
+CHAT = "/v1/chat/completions"
+HELLO = {"model": "luthier", "messages": [{"role": "user", "content": "Hello"}]}
 PROMPTS = PromptSettings(system="Answer briefly.", scrub=ScrubSettings())
 ALICE, ROOT = {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Bearer {ADMIN}"}
 
@@ -54,7 +57,7 @@ class Running:
 
     @cached_property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=20, trust_env=False)
+        return httpx.Client(base_url=self.address, timeout=20, trust_env=False, verify=False)
 
     def post(self, path: str, headers: Mapping[str, str] = ALICE, **what: Any) -> httpx.Response:
         return self.http.post(path, headers=headers, **what)
@@ -70,14 +73,32 @@ class Running:
     def counted(self, operation: str = "chat", **labels: str) -> int:
         """Return how many requests the metrics have."""
         wanted = {"gen_ai_operation_name": operation, **labels}
-        samples = [sample for family in self.gateway.metrics.registry.collect() for sample in family.samples]
-        return int(
-            sum(
-                sample.value
-                for sample in samples
-                if sample.name == "gen_ai_server_request_duration_seconds_count" and wanted.items() <= sample.labels.items()
-            )
-        )
+        return sum(count for found, count in self._counts() if wanted.items() <= found.items())
+
+    def _counts(self) -> Iterator[tuple[dict[str, str], int]]:
+        for family in self.gateway.metrics.registry.collect():
+            for sample in family.samples:
+                if sample.name == "gen_ai_server_request_duration_seconds_count":
+                    yield sample.labels, int(sample.value)
+
+    @contextmanager
+    def all_is_counted(self) -> Iterator[None]:
+        """Check that afterwards the gateway answers, and that log and metrics have the same requests, each once."""
+        yield
+        assert self.post(CHAT, json=HELLO).json()["choices"][0]["message"]["content"] == "Hello"
+        assert eventually(lambda: self.rows().error.fillna("none").value_counts().to_dict() == self._counted_by_error())
+        rows = self.rows()
+        assert rows.request.is_unique
+        assert len(rows) == self.counted() + self.counted("shadow")
+        metrics = self.gateway.metrics
+        for zero in (metrics.running, metrics.queued, metrics.log_dropped):
+            assert zero.collect()[0].samples[0].value == 0
+
+    def _counted_by_error(self) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for labels, count in self._counts():
+            found[labels["error_type"]] += count
+        return dict(found)
 
 
 @contextmanager

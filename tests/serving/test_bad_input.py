@@ -14,12 +14,10 @@ import pytest
 
 from luthier.serving.chat import UNSUPPORTED
 from luthier.serving.errors import CODES
-from tests.serving.gateways import ALICE, CONTEXT, KEY, ROOT, Running, eventually, gateway_of
+from tests.serving.gateways import ALICE, CHAT, CONTEXT, HELLO, KEY, ROOT, Running, eventually, gateway_of
 from tests.serving.scripted import scripted
 
-HELLO = {"model": "luthier", "messages": [{"role": "user", "content": "Hello"}]}
 LIMITS = {"body_bytes": 20_000, "json_depth": 20, "messages": 6, "characters": 5_000, "first_token_seconds": 1.0}
-CHAT = "/v1/chat/completions"
 
 NO_TEXT: list[Any] = [7, 0.5, True, ["x"], {"a": 1}]
 NO_NUMBER: list[Any] = ["7", "x", True, [1], {"a": 1}]
@@ -121,23 +119,6 @@ def running(tmp_path_factory, engine):
         yield found
 
 
-@contextmanager
-def all_is_counted(running: Running) -> Iterator[None]:
-    """Check that afterwards the engine answers, and that log and metrics have the same requests, each once."""
-    yield
-    assert running.post(CHAT, json=HELLO).json()["choices"][0]["message"]["content"] == "Hello"
-    rows = running.rows()
-    assert len(rows) == running.counted()
-    assert rows.request.is_unique
-    assert rows.fillna({"error": "none"}).error.value_counts().to_dict() == {
-        code: running.counted(error_type=code) for code in ("none", *CODES) if running.counted(error_type=code)
-    }
-    assert (
-        running.gateway.metrics.running.collect()[0].samples[0].value,
-        running.gateway.metrics.log_dropped.collect()[0].samples[0].value,
-    ) == (0, 0)
-
-
 def refused(running: Running, status: int, path: str = CHAT, headers=ALICE, **what) -> dict[str, Any]:
     """Send what is to be refused; check the answer's shape and that it tells nothing of the inside; return the error."""
     answer = running.post(CHAT, headers, extensions={"target": path.encode()}, **what)  # nobody tidies the path
@@ -156,7 +137,7 @@ def test_what_is_no_request_is_a_400_that_names_the_field(running, engine):
     bodies += [(name, HELLO | {name: {"much": 1}}) for name in UNSUPPORTED]
     assert len(bodies) + len(RAW) + len(MODELS) > 200
     asked = len(engine.seen)
-    with all_is_counted(running):
+    with running.all_is_counted():
         for field, body in bodies:
             error = refused(running, 400, json=body)
             assert (error["param"] or "").startswith(field), (field, body, error)
@@ -181,7 +162,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(running):
             sent.append(10_000)
             yield b"x" * 10_000
 
-    with all_is_counted(running):
+    with running.all_is_counted():
         assert refused(running, 413, content=b"x" * 20_001)["code"] == "request_too_large"
         address, head = urlsplit(running.address), f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
         for length in ("20001", "9" * 18):  # nothing of it is sent
@@ -195,7 +176,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(running):
 
 def test_slow_clients_wait_alone(running):
     address, head = urlsplit(running.address), f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-    with all_is_counted(running):
+    with running.all_is_counted():
         beginnings = ("", "POST", head, f"{head}Content-Length: 500\r\n\r\n", f"{head}Content-Length: 500\r\n\r\n" + '{"model"')
         held = [socket.create_connection(("127.0.0.1", address.port), 5) for _ in range(8) for _ in beginnings]
         for one, beginning in zip(held, beginnings * 8, strict=True):
@@ -223,7 +204,7 @@ def test_what_is_no_http_ends_no_server(running):
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 100,  # who speaks TLS to it
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     )
-    with all_is_counted(running):
+    with running.all_is_counted():
         for line in lines:
             with talking(urlsplit(running.address).port) as said:
                 said.sendall(line)
@@ -251,7 +232,7 @@ def test_without_a_key_there_is_nothing_not_even_what_is_missing(running, header
         "/metrics", "/docs", "/openapi.json", "/.env", "/%2e%2e/etc/passwd", "/v1/../healthz", "/healthz/../metrics", "/healthz/", "/healthz/x", "/HEALTHZ",
         "//healthz", "/%68ealthz/..", f"/{'x' * 5_000}",
     )  # fmt: skip
-    with all_is_counted(running):
+    with running.all_is_counted():
         for path in paths:
             assert refused(running, 401, path, headers, json=HELLO)["code"] == "invalid_api_key"
         for path in (f"{CHAT}?key={KEY}", f"{CHAT}?api_key={KEY}"):
@@ -259,7 +240,7 @@ def test_without_a_key_there_is_nothing_not_even_what_is_missing(running, header
 
 
 def test_paths_and_methods_that_are_not(running):
-    with all_is_counted(running):
+    with running.all_is_counted():
         for path in ("/v1", "/v1/completions", f"{CHAT}/", "/v1//chat/completions", "/v1/chat/completions/x", "/v1/%00", "/x"):
             assert refused(running, 404, path, json=HELLO)["code"] == "not_found"
         assert refused(running, 404, "/admin/nothing", ROOT, json={})["code"] == "not_found"
@@ -277,7 +258,7 @@ def test_wrong_votes_and_orders_change_nothing(running):
         {"rating": "good"}, {"rating": 1}, {"name": "A b"}, {"name": ""}, {"name": "x" * 65}, {"request_id": 7}, {"request_id": ""},
         {"request_id": "x" * 65}, {"correction": " "}, {"comment": "x" * 10_001}, {"version": 3}, {"variant": "champion"},
     ))]  # fmt: skip
-    with all_is_counted(running):
+    with running.all_is_counted():
         for body in wrong:
             assert refused(running, 400, "/v1/feedback", json=body)["param"]
         for raw in RAW.values():
@@ -292,7 +273,7 @@ def test_wrong_votes_and_orders_change_nothing(running):
 
 
 def test_a_header_without_end_is_not_read_for_ever(running):
-    with all_is_counted(running), talking(urlsplit(running.address).port) as said:
+    with running.all_is_counted(), talking(urlsplit(running.address).port) as said:
         said.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
         with pytest.raises(ConnectionError):  # it has hung up
             for _ in range(1_000):
@@ -305,7 +286,7 @@ def test_50_clients_that_go_away_free_their_places(tmp_path, engine, stream):
     body = json.dumps(HELLO | {"stream": stream, "messages": [{"role": "user", "content": "Hello there, engine " * 10}]}).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     engine.between, engine.cancelled = 0.1, 0
-    with gateway_of(tmp_path, {3: [engine.url]}, slots=8) as running, all_is_counted(running):
+    with gateway_of(tmp_path, {3: [engine.url]}, slots=8) as running, running.all_is_counted():
         queued = running.gateway.metrics.queued.collect
         with ExitStack() as held:
             for number in range(50):
