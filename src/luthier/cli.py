@@ -135,6 +135,27 @@ def gate(ctx: click.Context, markdown: bool, as_json: bool, env: str | None) -> 
 
 
 @cli.command(cls=Command)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="Only what was said from then on, in UTC.")
+@env_option
+def corrections(file: Path, since: Any, env: str | None) -> None:
+    """Write what users corrected into FILE (JSON lines), as messages to train on; each says where it comes from."""
+    from datetime import UTC
+
+    from luthier.artefacts import write_atomically
+    from luthier.configuration import FolderParameters
+    from luthier.serving.feedback import corrections as read_corrections
+    from luthier.serving.parameters import ServingParameters
+
+    parameters = _parameters(_configuration(env), env)
+    log = ServingParameters(**(parameters.get("serving") or {})).log
+    uri = log.locate(FolderParameters(**parameters["folders"]), os.environ)
+    rows = list(read_corrections(uri, since.replace(tzinfo=UTC) if since else None))
+    write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    click.echo(f"{len(rows)} corrections are in {file}. To train on them, name it in data.sources (docs/your-own-data.md).")
+
+
+@cli.command(cls=Command)
 @click.argument("which")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the chain as a page, too.")
 @json_option

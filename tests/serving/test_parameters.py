@@ -1,6 +1,8 @@
 """Parameters of serving: mistakes are told by their key, secrets are not repeated, and the shipped ones are the defaults."""
 
 import pytest
+import yaml
+from commands import ROOT
 
 from luthier.configuration import FolderParameters, validate_parameters
 from luthier.errors import UserError
@@ -77,7 +79,7 @@ def test_a_password_is_refused_and_not_repeated(uri):
 @pytest.mark.parametrize(
     ("uri", "environ", "expected"),
     [
-        (None, {}, "sqlite:////p/data/06_models/serving/requests.db"),
+        (LogParameters().uri, {}, "sqlite:////p/data/06_models/serving/requests.db"),
         ("sqlite:///log/r.db", {}, "sqlite:////p/log/r.db"),
         ("sqlite:////srv/r.db", {}, "sqlite:////srv/r.db"),
         ("postgresql+psycopg://u@h/d", {}, "postgresql+psycopg://u@h/d"),
@@ -103,3 +105,9 @@ def test_the_parameters_of_an_experiment_make_one():
     made = resolve_experiment(given.id, variants, given.shadow, {"champion": 3, "candidate": 5})
     assert (made.id, made.shadow, made.ranges) == ("e", 5, {"a": (0, 9000), "b": (9000, 10_000)})
     assert [variant.version for variant in made.variants] == [3, 4]
+
+
+def test_what_is_shipped_is_the_default():
+    shipped = yaml.safe_load((ROOT / "conf/base/parameters_serving.yml").read_text())["serving"]
+    shipped["log"].pop("uri")
+    assert ServingParameters(**shipped) == ServingParameters()

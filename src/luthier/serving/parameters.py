@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,8 +17,8 @@ LOG_VARIABLE = "LUTHIER_REQUEST_LOG_URI"
 class LogParameters(Parameters):
     """What is kept of requests and feedback."""
 
-    uri: str | None = None
-    """SQLAlchemy's URL of a SQLite or PostgreSQL database, without a password; null is a SQLite file of the project."""
+    uri: str = "sqlite:///data/06_models/serving/requests.db"
+    """SQLAlchemy's URL of a SQLite or PostgreSQL database, without a password; the catalog reads it too, so set it in globals."""
     text: Literal["scrubbed", "none"] = "scrubbed"
     """`scrubbed` keeps messages and answers without personal data; `none` keeps no text, so corrections cannot be learnt from."""
     retention_days: float | None = Field(default=90, gt=0)
@@ -38,16 +37,14 @@ class LogParameters(Parameters):
 
     @field_validator("uri")
     @classmethod
-    def _is_database(cls, uri: str | None) -> str | None:
-        if uri is not None and urlsplit(uri).scheme.split("+")[0] not in ("sqlite", "postgresql"):
+    def _is_database(cls, uri: str) -> str:
+        if urlsplit(uri).scheme.split("+")[0] not in ("sqlite", "postgresql"):
             raise ValueError("must begin with sqlite:/// or postgresql+psycopg://, and hold no password")
         return uri
 
     def locate(self, folders: FolderParameters, environ: Mapping[str, str]) -> str:
-        """Return the URL of the database: of the environment, of these parameters, or the default. Paths are absolute."""
+        """Return the URL of the database: of the environment, or of these parameters. Paths are absolute."""
         uri = environ.get(LOG_VARIABLE) or self.uri
-        if uri is None:
-            return f"sqlite:///{Path(folders.work).parent / 'serving' / 'requests.db'}"
         scheme, slashes, path = uri.partition(":///")
         return f"{scheme}{slashes}{folders.locate(path)}" if scheme.startswith("sqlite") and slashes else uri
 

@@ -1,0 +1,53 @@
+"""What the gateway kept, as a dataset of Kedro's: a table to be read, never to be written by a pipeline."""
+
+import os
+from typing import Any, Literal, NoReturn
+
+import pandas as pd
+from kedro.io import AbstractDataset, DatasetError
+
+from luthier.errors import UserError
+from luthier.serving.feedback import read_feedback
+from luthier.serving.logged import read_requests
+from luthier.serving.parameters import LOG_VARIABLE
+from luthier.serving.tables import existing_log, open_database
+
+
+class RequestLogDataset(AbstractDataset[NoReturn, pd.DataFrame]):
+    """Requests, or the votes on them.
+
+    In the catalog: `{type: luthier.datasets.RequestLogDataset, uri: "${globals:request_log}", table: requests}`.
+    """
+
+    def __init__(
+        self, uri: str, table: Literal["requests", "feedback"] = "requests", metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Name the log.
+
+        Args:
+            uri: SQLAlchemy's URL of its database, unless the environment variable LUTHIER_REQUEST_LOG_URI names another.
+            table: `requests` or `feedback`.
+            metadata: free facts, such as kedro-viz's layer.
+        """
+        self._uri = os.environ.get(LOG_VARIABLE) or uri
+        self._table = table
+        self.metadata = metadata
+
+    def load(self) -> pd.DataFrame:
+        """Return the table, the oldest first."""
+        return read_requests(self._uri) if self._table == "requests" else read_feedback(self._uri)
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse to be written."""
+        raise DatasetError("The request log is written by the gateway alone.")
+
+    def _exists(self) -> bool:
+        try:
+            with existing_log(open_database(self._uri)):
+                return True
+        except UserError:
+            return False
+
+    def _describe(self) -> dict[str, Any]:
+        # SQLAlchemy writes *** in the place of a password
+        return {"uri": open_database(self._uri).url.render_as_string(), "table": self._table}
