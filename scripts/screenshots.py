@@ -1,48 +1,27 @@
-"""Draw the pictures of the README: the pipeline in kedro-viz and the evaluation report, with headless Chromium.
+"""Draw the pictures of the README with headless Chromium: the report, the pipeline in kedro-viz, the page of `kedro serve`.
 
     .venv/bin/python scripts/screenshots.py
 
-Run `make run` first. Needs Chromium (Debian's package `chromium`).
+Run `make run` and `.venv/bin/kedro promote` first. Needs Chromium (Debian's package `chromium`).
 """
 
 import functools
 import http.server
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+sys.path.insert(0, str(ROOT / "tests"))
 
+from chromium import Browser, Page, chromium  # noqa: E402
 
-def chromium() -> str:
-    """Return the browser's path, or leave with a word."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        sys.exit("Chromium is not on this machine: apt-get install chromium")
-    return found
-
-
-def photograph(url: str, image: Path, width: int, height: int, wait: int) -> None:
-    """Open a page and save what it shows after `wait` milliseconds of its own time."""
-    with tempfile.TemporaryDirectory() as profile:
-        size = [f"--window-size={width},{height}", f"--virtual-time-budget={wait}", f"--user-data-dir={profile}"]
-        subprocess.run([chromium(), *FLAGS, *size, f"--screenshot={image}", url], check=True, timeout=120, capture_output=True)
-    print(image.relative_to(ROOT), image.stat().st_size, "bytes")
+QUESTION = "Kettle leaks from the bottom seam since this morning, counter is wet. Order QF-482913, please send a new one fast!"
 
 
 def newest(name: str) -> Path:
@@ -53,16 +32,61 @@ def newest(name: str) -> Path:
     return versions[-1]
 
 
-def main() -> None:
-    """Build the static kedro-viz site, serve it on loopback, and photograph it and the report."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    photograph(newest("evaluation.html").as_uri(), IMAGES / "report.png", 1080, 1250, 2_000)
+def save(page: Page, name: str) -> None:
+    """Save what a page shows."""
+    image = IMAGES / name
+    page.photograph(image)
+    print(image.relative_to(ROOT), image.stat().st_size, "bytes")
+
+
+def report(browser: Browser) -> None:
+    """Photograph the evaluation report."""
+    with browser.page(newest("evaluation.html").as_uri(), 1080, 1250) as page:
+        save(page, "report.png")
+
+
+def pipeline(browser: Browser) -> None:
+    """Build the static kedro-viz site, serve it on loopback, and photograph it."""
     subprocess.run([sys.executable, "-m", "kedro", "viz", "build", "--include-hooks"], cwd=ROOT, check=True)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(ROOT / "build"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        photograph(f"http://127.0.0.1:{server.server_port}/", IMAGES / "pipeline.png", 1900, 1300, 15_000)
+        with browser.page(f"http://127.0.0.1:{server.server_port}/", 1900, 1300) as page:
+            page.wait("document.querySelectorAll('.pipeline-node').length > 10")
+            time.sleep(3)  # it moves into its place
+            save(page, "pipeline.png")
         server.shutdown()
+
+
+def chat(browser: Browser) -> None:
+    """Serve what is in production, ask it something on the page, and photograph that."""
+    command = [sys.executable, "-m", "kedro", "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url = next(found[1] for line in server.stdout if (found := re.search(r"Chat:\s+(\S+)", line)))
+            with browser.page(url, 900, 620) as page:
+                page.wait("document.querySelector('footer')?.hidden === false")
+                page.evaluate("document.querySelector('#text').focus()")
+                page.write(QUESTION)
+                page.press("Enter")
+                page.wait("document.querySelectorAll('.answered:not([aria-busy])').length === 1", 120)
+                page.click(".up")
+                time.sleep(1)
+                save(page, "chat.png")
+        finally:
+            server.terminate()
+
+
+def main() -> None:
+    """Take all pictures, or those that are named."""
+    pictures = {"report": report, "pipeline": pipeline, "chat": chat}
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        sys.exit("Chromium is not on this machine: apt-get install chromium")
+    with chromium() as browser:
+        for name in sys.argv[1:] or pictures:
+            pictures[name](browser)
 
 
 if __name__ == "__main__":
