@@ -323,6 +323,8 @@ def test_what_does_not_fit_the_context_is_refused(pair):
         with pytest.raises(ApiError) as caught:
             ask(engine, [], 10)
         assert caught.value.status == 400
+        with pytest.raises(ApiError, match="max_tokens"):
+            ask(engine, random_tokens(9, 1), 0)
     assert BatchingEngine(*pair[1:], slots=1, cache_tokens=100_000, waiting=0).context == 4096
 
 
@@ -387,6 +389,7 @@ def test_a_constraint_that_breaks_fails_its_own_request_alone(pair, error, statu
     prompts = [long_prompt(model, tokenizer, length, 20) for length in (20, 30)]
     with running(pair) as engine:
         others = [ask(engine, prompt, 20) for prompt in prompts]
+        others[0].next()
         broken = ask(engine, long_prompt(model, tokenizer, 9, 9), constraint=Broken(error)).wait()
         assert isinstance(broken.end, Failed)
         assert (broken.end.error.status, broken.end.error.param) == (status, param)
@@ -395,7 +398,7 @@ def test_a_constraint_that_breaks_fails_its_own_request_alone(pair, error, statu
 
 
 @pytest.mark.parametrize("numbers", [False, True])
-def test_a_pass_that_fails_fails_the_rows_in_it_and_no_other(pair, monkeypatch, numbers):
+def test_a_pass_that_fails_fails_the_rows_in_it_and_no_other(pair, monkeypatch, caplog, numbers):
     model, _, tokenizer = pair
     prompt, long = long_prompt(model, tokenizer, 9, 40), random_tokens(100, 2)
     usual = batch.forward
@@ -417,6 +420,7 @@ def test_a_pass_that_fails_fails_the_rows_in_it_and_no_other(pair, monkeypatch, 
             assert isinstance(failed, Failed)
             assert (failed.error.status, failed.error.code) == (500, "internal_error")
             assert "memory" not in failed.error.message
+            assert ("no numbers" if numbers else "out of memory") in caplog.text  # for who runs the server
             assert listener.wait().text == expected(model, tokenizer, prompt, 40).text
         assert ask(engine, long).wait().text == expected(model, tokenizer, long, 12).text
         assert engine.status().alive

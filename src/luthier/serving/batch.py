@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from luthier.errors import UserError
 from luthier.generation import PASS_TOKENS
 from luthier.generation import _Drafts as Drafts
 from luthier.rows import FEW_QUERIES, forward
@@ -145,7 +146,6 @@ class Batch:
         try:
             logits = forward(self._model, self._prefixes.cache, first, fed, starts, scored).float()
         except Exception as error:
-            logger.exception("A forward pass has failed, and %d requests with it.", len(rows))
             return self._failed(dict.fromkeys(rows, error))
         written: dict[Row, Written] = {}
         failed: dict[Row, Exception] = {}
@@ -162,7 +162,10 @@ class Batch:
     def _failed(self, errors: Mapping[Row, Exception]) -> list[Outcome]:
         for row in errors:
             self.remove(row)
-        # nobody knows what was left in it; the other rows are read anew
-        if errors:
+        ours = {error for error in errors.values() if not isinstance(error, UserError)}
+        for error in ours:
+            logger.error("%d requests have failed.", len(errors), exc_info=error)
+        if ours:
+            # nobody knows what is left in it, and what is no number spoils other rows: they are read anew
             self._prefixes = PrefixCache(len(self._slots), self._capacity)
         return list(errors.items())

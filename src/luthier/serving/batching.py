@@ -151,10 +151,13 @@ class BatchingEngine:
             on_event: told what comes of it, in the engine's thread: pieces, and at last that it is done or has failed.
 
         Raises:
-            ApiError: 400 if it does not fit the context, 429 if too many wait, 503 if the engine has stopped.
+            ApiError: 400 if there is nothing to do or it does not fit the context, 429 if too many wait, 503 if the engine has
+                stopped.
         """
         if not prompt:
             raise invalid("messages: they hold no tokens.", "messages")
+        if sampling.max_tokens < 1:
+            raise invalid("max_tokens: must be at least 1.", "max_tokens")
         if len(prompt) + sampling.max_tokens > self._context:
             raise context_exceeded(len(prompt), sampling.max_tokens, self._context)
         ticket = Ticket(prompt, sampling, on_event)
@@ -215,6 +218,7 @@ class BatchingEngine:
             try:
                 row = Row(ticket.prompt, ticket.sampling, self._tokenizer, self._spelling, self._ends)
             except Exception as error:
+                logger.exception("A request cannot be begun.")
                 with self._changed:
                     self._queue.popleft()
                 _tell(ticket, _failure(error))
