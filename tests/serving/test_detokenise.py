@@ -62,7 +62,7 @@ def cut(raw, stops):
 @given(kind=KIND, text=TEXTS, others=OTHERS, stops=STOPS)
 @example(kind="bytes", text="  aEN", others=[], stops=["END"])  # what might have become a stop text comes at the end
 @example(kind="bytes", text="a E a END", others=[], stops=["END", "N"])
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_pieces_add_up_to_the_text_before_the_first_stop_text(tokenizers, kind, text, others, stops):
     tokenizer = tokenizers[kind]
     tokens = tokens_of(tokenizer, text, others)
@@ -74,6 +74,7 @@ def test_pieces_add_up_to_the_text_before_the_first_stop_text(tokenizers, kind, 
 
 
 @given(kind=KIND, text=TEXTS, others=OTHERS)
+@settings(max_examples=60)
 def test_no_half_character_and_no_space_that_may_be_the_last_is_shown(tokenizers, kind, text, others):
     tokenizer = tokenizers[kind]
     tokens = tokens_of(tokenizer, text, others)
@@ -105,6 +106,7 @@ def test_what_cannot_become_a_stop_text_is_shown_at_once(tokenizers):
 
 
 @given(kind=KIND, text=TEXTS)
+@settings(max_examples=60)
 def test_spelt_tokens_have_the_bytes_of_the_text(tokenizers, kind, text):
     tokenizer = tokenizers[kind]
     tokens = tokens_of(tokenizer, text, [])

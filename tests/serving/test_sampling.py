@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -16,6 +16,7 @@ TEMPERATURES = st.floats(0.05, 2)
 
 
 @given(logits=LOGITS, temperature=TEMPERATURES, top_p=st.floats(0, 1), likely=st.sampled_from([2, 512]))
+@settings(max_examples=60)
 def test_the_nucleus_is_the_smallest_set_that_has_the_share(logits, temperature, top_p, likely):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "LIKELY", likely)
@@ -33,7 +34,7 @@ def test_the_nucleus_is_the_smallest_set_that_has_the_share(logits, temperature,
         assert inside.min() >= max((share for at, share in enumerate(shares) if at not in tokens), default=0)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_many_draws_have_the_shares_of_the_nucleus(temperature, top_p):
     logits = torch.tensor([1.0, -0.5, 2.0, -torch.inf, 0.0, 1.5, -0.2])
@@ -42,10 +43,10 @@ def test_many_draws_have_the_shares_of_the_nucleus(temperature, top_p):
     before = shares[order].cumsum(0) - shares[order]
     kept = order[(before < top_p) & (shares[order] > 0)].tolist()
     sampler = Sampler(Sampling(1, temperature, top_p, seed=1))
-    counts = Counter(sampler.draw(logits) for _ in range(4000))
+    counts = Counter(sampler.draw(logits) for _ in range(1500))
     assert counts.keys() == set(kept)
     expected = torch.tensor([shares[token] for token in kept])
-    expected *= 4000 / expected.sum()
+    expected *= 1500 / expected.sum()
     assert chisquare([counts[token] for token in kept], expected).pvalue > 0.001
 
 
