@@ -58,11 +58,11 @@ class Server:
         return self.home.registry()
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes of its engines."""
+        """Return the processes of its engines: those that listen, and not the one that waits to take a place."""
         return [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "luthier.serving.worker" in child.cmdline()
+            if "luthier.serving.worker" in child.cmdline() and child.net_connections()
         ]
 
     def rows(self) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from luthier.serving.engine import Engine
 from luthier.serving.limits import Slots
 from luthier.serving.live import Served
 from luthier.serving.parameters import ServingParameters
-from luthier.serving.supervised import Supervised
+from luthier.serving.supervised import Processes, Supervised
 from luthier.serving.upstream import Upstream
 from luthier.serving.worker_protocol import WorkerSettings
 
@@ -47,6 +47,7 @@ class Fleet:
     def __init__(self, registry: Registry, parameters: ServingParameters, machine: Machine) -> None:
         """Start nothing yet."""
         self._registry, self._parameters, self._machine = registry, parameters, machine
+        self._processes = Processes(spare=parameters.engine.spare)
         self.manifests: dict[int, str] = {}
         """Version -> root sha256 of its package, of all that were ever started."""
         self._starting: dict[int, asyncio.Task[Served]] = {}
@@ -87,7 +88,7 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*leaving, *starting, return_exceptions=True)
         engines = [task.result().engine for task in starting if not task.cancelled() and task.exception() is None]
-        await asyncio.gather(*(engine.close() for engine in engines))
+        await asyncio.gather(self._processes.close(), *(engine.close() for engine in engines))
         self._starting.clear()
 
     async def _start(self, number: int) -> Served:
@@ -118,6 +119,7 @@ class Fleet:
             ),
             limits.first_token_seconds,
             limits.total_seconds,
+            self._processes,
         )
         await worker.start()
         return self._served(version, package, worker, worker.context, None, engine.slots)

@@ -128,6 +128,8 @@ class EngineParameters(Parameters):
     """Where an answer is cut whose request does not say; null takes what the model was registered with."""
     warm: tuple[str, ...] = ("previous", "candidate")
     """Aliases whose versions run as well, so that a rollback or a promotion takes no start; each takes a model's memory."""
+    spare: bool = True
+    """Whether a process waits, its libraries loaded, to take the place of one that dies, for a few hundred MB."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Numbers that an embedded engine computes in; `auto` is what this machine does fast."""
 

@@ -39,6 +39,55 @@ ATTEMPTS = 3
 CANARY = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0.0}
 
 
+class Processes:
+    """Starts worker processes. One more waits, all that it needs imported, so that the next start takes a second, not five."""
+
+    def __init__(self, spare: bool) -> None:
+        """Start nothing yet.
+
+        Args:
+            spare: whether one waits, which takes a few hundred MB.
+        """
+        self._wanted = spare
+        self._spare: asyncio.Task[asyncio.subprocess.Process] | None = None
+
+    async def take(self) -> asyncio.subprocess.Process:
+        """Return a process that is to be told what to load."""
+        spare, self._spare = self._spare, None  # it is taken once
+        waiting = await spare if spare is not None else None
+        process = waiting if waiting is not None and waiting.returncode is None else await _spawned()
+        if self._wanted and self._spare is None:
+            self._spare = asyncio.create_task(_spawned())
+        return process
+
+    async def close(self) -> None:
+        """End the one that waits."""
+        self._wanted = False
+        if self._spare is not None:
+            await _ended(await self._spare)
+
+
+async def _spawned() -> asyncio.subprocess.Process:
+    # the gateway's keys are none of a worker's business
+    environment = {name: value for name, value in os.environ.items() if name not in (CLIENT_VARIABLE, ADMIN_VARIABLE)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "luthier.serving.worker",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
 class Supervised:
     """A version's own process as an `Engine`.
 
@@ -47,15 +96,18 @@ class Supervised:
     >>> completion = await engine.chat(body)
     """
 
-    def __init__(self, settings: WorkerSettings, silence_seconds: float, total_seconds: float) -> None:
+    def __init__(
+        self, settings: WorkerSettings, silence_seconds: float, total_seconds: float, processes: Processes | None = None
+    ) -> None:
         """Say what to load; nothing is started yet.
 
         Args:
             settings: of the worker; its key is made here.
             silence_seconds: a worker that is busy and says nothing for longer hangs, and is started anew.
             total_seconds: how long a whole answer may take.
+            processes: where workers come from.
         """
-        self._settings = settings
+        self._settings, self._processes = settings, processes or Processes(spare=False)
         self._silence, self._total = silence_seconds, total_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._upstream: Upstream | None = None
@@ -129,17 +181,7 @@ class Supervised:
             UserError: if it cannot.
         """
         settings = self._settings.model_copy(update={"key": secrets.token_urlsafe(32)})
-        # the gateway's keys are none of a worker's business
-        environment = {name: value for name, value in os.environ.items() if name not in (CLIENT_VARIABLE, ADMIN_VARIABLE)}
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "luthier.serving.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
+        self._process = process = await self._processes.take()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -180,10 +222,8 @@ class Supervised:
             self._tokens_before += self._upstream.status().tokens_total
             await self._upstream.close()
             self._upstream = None
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        if self._process is not None:
+            await _ended(self._process)
 
     async def _keep(self) -> None:
         """Start the worker anew whenever it ends or hangs."""

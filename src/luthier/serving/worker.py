@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import uvicorn
@@ -219,7 +220,11 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # the terminal's Ctrl-C is for who started this process: it lets answers under way come to their end first
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settings = WorkerSettings.model_validate_json(sys.stdin.buffer.readline())
+    _prepare()
+    told = sys.stdin.buffer.readline()
+    if not told:  # nobody needs it any more
+        return
+    settings = WorkerSettings.model_validate_json(told)
     threading.Thread(target=_end_with_stdin, name="end-with-stdin", daemon=True).start()
     try:
         loaded = load(settings)
@@ -235,6 +240,12 @@ def main() -> None:
         config = uvicorn.Config(create_app(loaded), log_config=None, access_log=False, lifespan="off", server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
     loaded.engine.close()
+
+
+def _prepare() -> None:
+    """Import what loading a package needs, as long as nobody waits for it."""
+    for name in ("luthier.packages", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"):
+        import_module(name)
 
 
 def _end_with_stdin() -> None:
