@@ -40,6 +40,7 @@ class Script:
     refusal: dict[str, Any] = field(default_factory=lambda: {"message": "no"})
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    connections: set[Any] = field(default_factory=set)
     under_way: int = 0
     cancelled: int = 0
     address: str = ""
@@ -53,6 +54,7 @@ class Script:
         body = await request.json()
         self.seen.append(body)
         self.keys.append(request.headers.get("authorization"))
+        self.connections.add(request.client)
         trouble = self.troubles.pop(0) if self.troubles else ""
         self.under_way += 1
         if trouble.isdecimal():

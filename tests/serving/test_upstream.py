@@ -52,6 +52,20 @@ def test_an_answer_is_passed_on_whole_and_in_chunks():
     assert script.keys == [f"Bearer {KEY}"] * 2
 
 
+def test_one_connection_takes_one_request_after_the_other():
+    async def ask(url: str) -> None:
+        upstream = Upstream([url], "theirs")
+        for _ in range(3):
+            await text_of(upstream)
+            await upstream.chat(BODY)
+        await upstream.close()
+
+    with scripted() as script:
+        asyncio.run(ask(script.url))
+    assert len(script.seen) == 6
+    assert len(script.connections) == 1
+
+
 def test_line_breaks_of_other_alphabets_end_no_event():
     text = "a\u2028b\u0085c\u2029d\x0be"
     with scripted(says=lambda body: text, size=99) as script:

@@ -27,14 +27,15 @@ class Restorer:
             in_json: the answer is JSON, so values are spelt as a string of it has them: a quote must not end the string.
         """
         self._values = {name: json.dumps(value, ensure_ascii=False)[1:-1] if in_json else value for name, value in values.items()}
-        self._whole = re.compile("|".join(map(re.escape, self._values))) if values else None
+        self._whole = re.compile("|".join(map(re.escape, self._values)))
+        self._starts = {name[0] for name in values}
         self._beginnings = {name[:end] for name in values for end in range(1, len(name))}
         self._longest = max(map(len, values), default=0)
         self._held = ""
 
     def feed(self, text: str) -> str:
         """Return what is sure after one more piece."""
-        if self._whole is None:
+        if not self._held and not any(start in text for start in self._starts):
             return text
         text = self._held + text
         done, end = [], 0

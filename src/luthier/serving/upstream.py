@@ -7,12 +7,13 @@ Who fails rests, twice as long each time, and is then tried again by a client's 
 takes over: the client has read the beginning already.
 """
 
+import asyncio
 import json
 import logging
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
 FIRST_REST, LONGEST_REST = 0.5, 30.0
 """Seconds that a replica rests after its first failure in a row, and at most."""
+LAST_SECONDS = 0.05
+"""How long a body may take to end after its last event."""
 LONGEST_MESSAGE = 500
 """Characters of a refusal that are passed on."""
 _MISTAKES = (400, 413, 422)
@@ -217,8 +220,10 @@ class Upstream:
             if response.status_code != 200:
                 self._check(response.status_code, await response.aread(), response.headers)
             finished = False
-            async for data in _events(response):
+            events = _events(response)
+            async for data in events:
                 if data == b"[DONE]":
+                    await _read_out(events)
                     break
                 chunk = _object(data)
                 if isinstance(chunk.get("error"), dict):
@@ -290,6 +295,14 @@ async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
         for line in lines:
             if line.startswith(b"data:"):
                 yield line.removeprefix(b"data:").strip()
+
+
+async def _read_out(rest: AsyncIterator[bytes]) -> None:
+    """Read to the end of a body whose last event was read: its connection can then take the next request."""
+    with suppress(TimeoutError, httpx.HTTPError):  # who says more is not listened to, and loses the connection
+        async with asyncio.timeout(LAST_SECONDS):
+            async for _ in rest:
+                pass
 
 
 def _object(content: bytes) -> dict[str, Any]:
