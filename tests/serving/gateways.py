@@ -33,6 +33,7 @@ KEY, ADMIN = "sk-client-0123456789", "sk-admin-0123456789"
 CONTEXT = 1000
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "luthier", "messages": [{"role": "user", "content": "Hello"}]}
+PII_KEY = "placeholders"
 PROMPTS = PromptSettings(system="Answer briefly.", scrub=ScrubSettings())
 ALICE, ROOT = {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Bearer {ADMIN}"}
 
@@ -162,7 +163,7 @@ def gateway_of(
             FeedbackStore(requests),
             metrics,
             subject_key="subjects",
-            pii_key="placeholders",
+            pii_key=PII_KEY,
             reload=note,
             rollback=note,
             set_experiment=deal,
