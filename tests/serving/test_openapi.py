@@ -59,7 +59,7 @@ def test_whatever_is_asked_the_server_answers_as_described(running, described, p
     headers = {"Authorization": f"Bearer {ADMIN if path.startswith('/admin') else KEY}"}
     found = set()
 
-    @settings(max_examples=15 if operation.body else 5, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10 if operation.body else 5, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case):
         found.add(case.call_and_validate(headers=headers, checks=CHECKS).status_code)
@@ -76,7 +76,7 @@ def test_whatever_is_asked_the_server_answers_as_described(running, described, p
 def test_what_the_description_allows_of_a_field_is_answered(running, described):
     operation, statuses = described["/v1/chat/completions"]["POST"], {}
 
-    @settings(max_examples=40, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=RIGHT), number=st.integers(0, 99))
     def ask(case, number):
         name = sorted(case.body)[number % len(case.body)]

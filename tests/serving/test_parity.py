@@ -17,7 +17,7 @@ from tests.serving.gateways import PII_KEY, gateway_of
 from tests.serving.scripted import scripted
 
 ROOT = Path(__file__).parents[2]
-ROWS = 120
+ROWS = 60
 # of what is cleaned and scrubbed
 AWKWARD = [
     "Write to ada@example.org or call +49 30 901820 about the grinder, IBAN DE89370400440532013000",
