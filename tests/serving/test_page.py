@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 
 import pytest
 from chromium import chromium
@@ -178,8 +179,24 @@ def test_what_goes_wrong_is_told_in_words_and_can_be_tried_again(page, running, 
     page.wait("document.querySelector('.kept.told') !== null")
 
 
+def test_a_server_that_goes_away_in_the_middle_is_told(browser, engine, tmp_path):
+    engine.between = 0.1
+    with ExitStack() as until_it_ends:
+        running = until_it_ends.enter_context(gateway_of(tmp_path, {3: [engine.url]}))
+        with browser.page(f"{running.address}/#key={KEY}") as page:
+            page.wait(INSIDE)
+            ask(page, "word " * 40)
+            page.wait("document.querySelector('.answered .text')?.textContent.length > 8")
+            until_it_ends.close()
+            told = answered(page, 1)
+            assert (told["told"], told["text"][:4]) == ("The answer broke off: the server is gone.", "word")
+    engine.between = 0.0
+
+
 def test_a_wrong_key_is_told_and_forgotten_and_keys_are_asked_for(browser, running):
-    with browser.page(f"{running.address}/#key=sk-wrong-0123456789") as page:
+    with browser.page(f"{running.address}/#key=two%20words") as page:
+        page.wait("document.querySelector('#refused').textContent.startsWith('A key has no spaces')")
+        page.evaluate("location.hash = '#key=sk-wrong-0123456789'")
         page.wait("document.querySelector('#refused').textContent === 'The server does not know this key.'")
         assert page.evaluate("sessionStorage.getItem('luthier-key')") is None
         for wrong in ("two words", "schlüssel"):
