@@ -11,9 +11,9 @@ from luthier.text.pii import placeholder, restore
 
 MAIL, PHONE = placeholder("email", "ada@example.org", "k"), placeholder("phone", "+49 30 1234567", "k")
 VALUES = {MAIL: "ada@example.org", PHONE: f"<{MAIL}"}
-TEXTS = st.lists(st.sampled_from([MAIL, PHONE, MAIL[:-1], "<EM", "<", ">", "or ", "ü", placeholder("email", "x@y.org", "k")])).map(
-    "".join
-)
+TEXTS = st.lists(
+    st.sampled_from([MAIL, PHONE, MAIL[:-1], "<EM", "<", ">", "or ", "ü", placeholder("email", "x@y.org", "k")])
+).map("".join)
 
 
 def restored(pieces: list[str], values: dict[str, str] = VALUES, **how: bool) -> str:
