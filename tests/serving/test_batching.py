@@ -439,8 +439,9 @@ def test_a_listener_that_raises_is_left_alone(pair):
 
     with running(pair) as engine:
         engine.submit(prompt, Sampling(40), raising)
+        engine.submit(prompt, Sampling(1, top_logprobs=0), raising)  # nor is it told of the end
         assert ask(engine, prompt, 40).wait().text == expected(model, tokenizer, prompt, 40).text
-        assert len(told) == 1
+        assert [type(event) for event in told] == [TextPiece, TextPiece]
         assert engine.status().alive
 
 
