@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
-from luthier.text import presidio
+from luthier.text import pii, presidio
 from luthier.text.pii import PLACEHOLDER, Finding, find, placeholder, restore, scrub, scrub_all
 from luthier.text.prepare import PromptSettings, ScrubSettings, prepare, scrub_messages, scrub_text
 from luthier.text.presidio import LONGEST, PresidioSettings, load_recognizer
@@ -45,6 +45,14 @@ PIECES = [
 ]
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=120)
 MIXED = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=14).map("".join)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def looked_at_together():
+    """Few texts would be asked one by one; here they stand for many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pii, "FEW", 0)
+        yield
 
 
 @pytest.fixture(scope="module")

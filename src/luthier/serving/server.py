@@ -17,7 +17,7 @@ from luthier.registry import Registry
 from luthier.serving.feedback import FeedbackStore
 from luthier.serving.fleet import Fleet, Machine
 from luthier.serving.follower import Follower
-from luthier.serving.gateway import create_app
+from luthier.serving.gateway import SERVER, create_app
 from luthier.serving.keys import Keys
 from luthier.serving.live import Gateway
 from luthier.serving.log import RequestLog
@@ -109,14 +109,7 @@ async def _serve(
                 rollback=follower.rollback,
                 set_experiment=follower.set_experiment,
             )
-            config = uvicorn.Config(
-                create_app(gateway),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=round(parameters.drain_seconds),
-            )
+            config = uvicorn.Config(create_app(gateway), timeout_graceful_shutdown=round(parameters.drain_seconds), **SERVER)
             address = _address(parameters.host, listener)
             server = _Server(config, lambda: announce(address, gateway.live.table))
             following = asyncio.create_task(follower.follow(gateway.switch))
