@@ -154,7 +154,7 @@ class _Writer:
         # the longest first: whoever comes later fits where they were, and rows of like length share a pass
         self.waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
         self.rows: list[_Row] = []
-        self.drafts = _Drafts(self.ends)
+        self.drafts = Drafts(self.ends)
         self.cache = Cache(slots=1, capacity=shared)
         self._read(0, prompts[0][:shared])
         self.cache = Cache(shared=self.cache.of_row(0, shared))
@@ -275,7 +275,7 @@ def _masked(logits: torch.Tensor, allowed: Sequence[torch.Tensor]) -> torch.Tens
     return logits.masked_fill(~mask, -torch.inf)
 
 
-class _Drafts:
+class Drafts:
     """Counts what followed each few tokens in the answers so far, and proposes what nearly always did."""
 
     def __init__(self, ends: set[int]) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,15 +13,17 @@ from luthier.serving.fleet import Fleet, Machine
 from luthier.serving.follower import Follower
 from luthier.serving.metrics import Metrics
 from luthier.serving.parameters import ExperimentParameters, ServingParameters
+from tests.serving.scripted import scripted
 
-URLS = {str(number): ["http://127.0.0.1:9/v1"] for number in (1, 2, 3)}
+NUMBERS = (1, 2, 3)
 
 
 class Watched:
     """A follower, and every table that it has served."""
 
-    def __init__(self, home, kept=None, **parameters):
-        engine = {"kind": "upstream", "urls": URLS, **parameters.pop("engine", {})}
+    def __init__(self, home, urls, kept=None, versions=NUMBERS, **parameters):
+        urls = {str(number): [urls[number]] for number in versions}
+        engine = {"kind": "upstream", "urls": urls, **parameters.pop("engine", {})}
         self.home, self.registry = home, home.registry()
         self.parameters = ServingParameters(poll_seconds=0.05, drain_seconds=0, engine=engine, **parameters)
         self.metrics = Metrics()
@@ -45,9 +48,17 @@ class Watched:
                 await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+def home(home):
+    """Return a registry, and for each of its versions a server that follows a script."""
+    with ExitStack() as stack:
+        scripts = {number: stack.enter_context(scripted()) for number in NUMBERS}
+        yield SimpleNamespace(folder=home.folder, registry=home.registry, scripts=scripts)
+
+
 @asynccontextmanager
 async def following(home, **given):
-    watched = Watched(home, **given)
+    watched = Watched(home, {number: script.url for number, script in home.scripts.items()}, **given)
     watched.lives.append(await watched.follower.begin())
     task = asyncio.create_task(watched.follower.follow(watched.lives.append))
     try:
@@ -105,7 +116,7 @@ def test_a_version_that_cannot_be_served_changes_nothing_and_is_tried_again(home
     async def scenario():
         elsewhere = home.registry()
         elsewhere.promote(1)
-        async with following(home, engine={"urls": {"1": URLS["1"]}}) as watched:
+        async with following(home, versions=(1,)) as watched:
             before = watched.table
             elsewhere.promote(2)
             await watched.until(lambda: watched.reloads("failed") >= 1)
@@ -121,6 +132,74 @@ def test_a_version_that_cannot_be_served_changes_nothing_and_is_tried_again(home
             assert watched.champion == 1
             assert elsewhere.log.last().reason == "it has no engine"
             assert watched.reloads("reloaded") == 1
+
+    run(scenario)
+
+
+def test_a_version_that_was_taken_back_while_its_engine_started_is_never_served(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        async with following(home, engine={"warm": []}) as watched:
+            home.scripts[2].before = 2.0
+            elsewhere.promote(2)
+            await asyncio.sleep(0.5)
+            line = elsewhere.rollback()
+            # the rollback does not wait for the engine of what it took back
+            await watched.until(lambda: watched.table.sequence == line.number, seconds=1)
+            await asyncio.sleep(2.0)
+            assert {live.table.experiment.control.version for live in watched.lives} == {1}
+            assert set(watched.fleet.running()) == {1}
+
+    run(scenario)
+
+
+def test_a_server_without_the_model_gets_no_traffic_and_a_better_promotion_is_followed_at_once(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        home.scripts[2].troubles = ["404"] * 100
+        async with following(home, engine={"warm": []}) as watched:
+            elsewhere.promote(2)
+            await watched.until(lambda: watched.reloads("failed") >= 1)
+            assert watched.champion == 1
+            elsewhere.promote(3)
+            await watched.until(lambda: watched.champion == 3, seconds=2)
+            assert 2 not in {live.table.experiment.control.version for live in watched.lives}
+
+    run(scenario)
+
+
+def test_an_alias_that_has_the_name_of_a_variant_stops_nothing(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        experiment = {"variants": variants(("champion", "champion", 0.5), ("candidate", 2, 0.5))}
+        async with following(home, experiment=experiment) as watched:
+            await watched.until(lambda: set(watched.table.versions) == {1, 2, 3})
+            assert watched.table.route("candidate", "x").version == 2
+            elsewhere.promote(3)
+            await watched.until(lambda: watched.champion == 3)
+
+    run(scenario)
+
+
+def test_a_registry_that_is_away_for_a_while_changes_nothing(home):
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        async with following(home, engine={"warm": []}) as watched:
+            database = home.folder / "mlflow.db"
+            database.rename(home.folder / "away")
+            await watched.until(lambda: watched.reloads("failed") >= 1)
+            with pytest.raises(ApiError) as caught:
+                await watched.follower.rollback("why not")
+            assert caught.value.status in (409, 503)
+            assert str(home.folder) not in str(caught.value)
+            database.unlink(missing_ok=True)
+            (home.folder / "away").rename(database)
+            line = elsewhere.promote(2)
+            await watched.until(lambda: watched.table.sequence == line.number)
 
     run(scenario)
 

@@ -35,7 +35,7 @@ def package(versions):
 
 
 @asynccontextmanager
-async def supervised(package, **changes):
+async def supervised(package, silence=20.0, **changes):
     folder, manifest = package
     settings = {
         "package": folder,
@@ -46,7 +46,7 @@ async def supervised(package, **changes):
         "cache_tokens": 4096,
         "limits": LimitParameters(),
     }
-    engine = Supervised(WorkerSettings(**{**settings, **changes}), silence_seconds=20, total_seconds=60)
+    engine = Supervised(WorkerSettings(**{**settings, **changes}), silence_seconds=silence, total_seconds=60)
     try:
         await engine.start()
         yield engine
@@ -107,6 +107,23 @@ def test_it_answers_as_the_package_does_plain_and_streamed_and_survives_every_ki
             assert engine.status().alive
             assert engine.status().running == 0
         assert not psutil.pid_exists(engine.pid)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_hangs_is_ended_and_who_asked_it_is_answered_by_the_next(package):
+    async def scenario():
+        async with supervised(package, silence=5.0) as engine:
+            stopped = engine.pid
+            os.kill(stopped, signal.SIGSTOP)
+            answer = await engine.chat(body())
+            assert answer["choices"][0]["message"]["content"]
+            assert engine.pid != stopped
+            assert not psutil.pid_exists(stopped)
+        # a closed one answers nobody, and lets nobody wait
+        with pytest.raises(ApiError) as caught:
+            await asyncio.wait_for(engine.chat(body()), 5)
+        assert caught.value.status == 503
 
     asyncio.run(scenario())
 

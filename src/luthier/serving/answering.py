@@ -67,6 +67,9 @@ async def _ended(exchange: Exchange, status: int, error: ApiError | None = None)
     code = error.code if error else None
     try:
         await exchange.end(status, code)
+    except asyncio.CancelledError:
+        exchange.record(status, code)
+        raise
     except Exception as trouble:
         failure(trouble)
         exchange.record(status, code)

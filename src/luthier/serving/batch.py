@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.generation import PASS_TOKENS
-from luthier.generation import _Drafts as Drafts
+from luthier.generation import PASS_TOKENS, Drafts
 from luthier.rows import FEW_QUERIES, forward
 from luthier.serving.prefix_cache import PrefixCache
 from luthier.serving.writing import Proposal, Row, Written

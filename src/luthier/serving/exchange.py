@@ -87,6 +87,7 @@ class Exchange:
         if self.gateway.draining:
             raise unavailable("This server is about to stop: try again.", "draining")
         self.gateway.rate.take(self.client or "")
+        self.live = self.gateway.live
         self.asked = await off_loop(len(body), parse_chat, body, self.limits)
         self.model, self.raw = self.asked.model, self.asked.turns()
         subject = headers.get(self.gateway.parameters.subject_header) or self.asked.subject or self.id

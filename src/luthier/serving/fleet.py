@@ -14,10 +14,11 @@ from luthier.models import Base
 from luthier.packages import facts_of, prompt_settings_of
 from luthier.registry import Registry, Version
 from luthier.serving.engine import Engine
+from luthier.serving.errors import ApiError
 from luthier.serving.limits import Slots
 from luthier.serving.live import Served
 from luthier.serving.parameters import ServingParameters
-from luthier.serving.supervised import Processes, Supervised
+from luthier.serving.supervised import CANARY, Processes, Supervised
 from luthier.serving.upstream import Upstream
 from luthier.serving.worker_protocol import WorkerSettings
 
@@ -44,9 +45,22 @@ class Machine:
 class Fleet:
     """Starts, keeps and ends engines. All methods run in one event loop."""
 
-    def __init__(self, registry: Registry, parameters: ServingParameters, machine: Machine) -> None:
-        """Start nothing yet."""
-        self._registry, self._parameters, self._machine = registry, parameters, machine
+    def __init__(
+        self,
+        registry: Registry,
+        parameters: ServingParameters,
+        machine: Machine,
+        on_restart: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            registry: of the versions.
+            parameters: of serving.
+            machine: what there is for engines.
+            on_restart: is told of each worker that died and is started anew.
+        """
+        self._registry, self._parameters, self._machine, self._on_restart = registry, parameters, machine, on_restart
         self._processes = Processes(spare=parameters.engine.spare)
         self.manifests: dict[int, str] = {}
         """Version -> root sha256 of its package, of all that were ever started."""
@@ -77,7 +91,10 @@ class Fleet:
         }
 
     def retire(self, keep: Collection[int]) -> None:
-        """End all engines but these, each as soon as its answers under way are over."""
+        """End all engines but these, each as soon as its answers under way are over; start no others."""
+        for version, task in self._starting.items():
+            if version not in keep and not task.done():
+                task.cancel()
         for version in self.running().keys() - set(keep):
             self._leaving[version] = asyncio.create_task(self._leave(version))
 
@@ -115,11 +132,19 @@ class Fleet:
                 slots=engine.slots,
                 cache_tokens=engine.cache_tokens,
                 max_new_tokens=engine.max_new_tokens,
-                limits=limits,
+                # what clients may send, the gateway decides; its own prompt and placeholders make it longer
+                limits=limits.model_copy(
+                    update={
+                        "messages": limits.messages + 1,
+                        "characters": 10 * limits.characters,
+                        "body_bytes": 10 * limits.body_bytes,
+                    }
+                ),
             ),
             limits.first_token_seconds,
             limits.total_seconds,
             self._processes,
+            self._on_restart,
         )
         await worker.start()
         return self._served(version, package, worker, worker.context, None, engine.slots)
@@ -139,6 +164,11 @@ class Fleet:
             limits.first_token_seconds / 2,
             limits.total_seconds,
         )
+        try:
+            await upstream.chat(CANARY)
+        except ApiError as error:
+            await upstream.close()
+            raise UserError(f"serving.engine.urls: nobody there answers as {self._name(version)}: {error}") from error
         context, length = _lengths(package)
         return self._served(version, package, upstream, context, self._parameters.engine.max_new_tokens or length, None)
 
@@ -152,8 +182,10 @@ class Fleet:
 
     async def _leave(self, version: int) -> None:
         """End an engine once it answers nobody, or after the time that answers have."""
-        engine = self._starting[version].result().engine
-        end = time.monotonic() + self._parameters.drain_seconds
+        engine, limits = self._starting[version].result().engine, self._parameters.limits
+        # a request that was routed before may still be on its way: its body, its place
+        await asyncio.sleep(min(self._parameters.drain_seconds, limits.first_token_seconds + limits.queue_seconds))
+        end = time.monotonic() + limits.total_seconds
         while engine.status().running and time.monotonic() < end:
             await asyncio.sleep(0.1)
         del self._starting[version], self._leaving[version]

@@ -9,7 +9,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.registry import Registry, Standing
 from luthier.registry.versions import CHAMPION
-from luthier.serving.errors import ApiError, without_places
+from luthier.serving.errors import ApiError, unavailable, without_places
 from luthier.serving.fleet import Fleet
 from luthier.serving.live import Live
 from luthier.serving.metrics import Metrics
@@ -54,8 +55,10 @@ class Follower:
         self._serving: Experiment
         self._left: set[int] = set()
         """Versions that the last change took out of the experiment: kept ready, as people change their minds."""
-        self._one_at_a_time = asyncio.Lock()
+        self._approach: asyncio.Task[None] | None = None
+        self._approached: Standing | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._one_administrator = asyncio.Lock()
         self._switch: Callable[[Live], None] = lambda live: None
 
     async def begin(self) -> Live:
@@ -68,11 +71,16 @@ class Follower:
         if CHAMPION not in standing.aliases:
             raise UserError(f"No version of {self._registry.name} is in production: `kedro promote` puts the candidate there.")
         try:
-            live = await self._needed(standing, self._experiment)
+            experiment = _dealt(self._experiment, standing)
         except ValueError as error:
-            raise UserError(f"serving.experiment: {error}.") from None
-        self._standing, self._serving = standing, live.table.experiment
-        return live
+            if self._experiment is self._parameters.experiment:
+                raise UserError(f"serving.experiment: {error}.") from None
+            logger.warning("The experiment in %s is not used: %s.", self._kept, error)
+            self._experiment = self._parameters.experiment
+            return await self.begin()
+        await self._start(experiment)
+        self._standing, self._serving = standing, experiment
+        return self._live(standing, experiment)
 
     async def follow(self, switch: Callable[[Live], None]) -> None:
         """Follow the registry until cancelled.
@@ -81,23 +89,35 @@ class Follower:
             switch: serves something else from the next request on.
         """
         self._switch = switch
-        self._warm(self._standing)
-        pause, not_before = FIRST_PAUSE, 0.0
+        self._warm()
+        failed, again_at, pause, away = None, 0.0, FIRST_PAUSE, False
         while True:
             await asyncio.sleep(self._parameters.poll_seconds)
-            if time.monotonic() < not_before:
-                continue
             try:
-                await self._catch_up()
+                standing = await self._look()
             except Exception as error:
+                if not away:
+                    self._metrics.reload("failed")
+                    logger.error("The registry cannot be read; what is served goes on: %s", error)
+                away = True
+                continue
+            away = False
+            if standing == self._standing or (standing == failed and time.monotonic() < again_at):
+                continue
+            # never waits for an engine: meanwhile the registry may move on, or back
+            approach = self._towards(standing)
+            await asyncio.wait({approach}, timeout=0)
+            problem = approach.exception() if approach.done() and not approach.cancelled() else None
+            if problem is not None:
                 self._metrics.reload("failed")
-                known = isinstance(error, UserError | ValueError)
                 logger.error(
-                    "What the registry says cannot be served; what was served before goes on: %s", error, exc_info=not known
+                    "What the registry says cannot be served; what was served before goes on: %s",
+                    problem,
+                    exc_info=None if isinstance(problem, UserError | ValueError) else problem,
                 )
-                not_before, pause = time.monotonic() + pause, min(pause * 2, LONGEST_PAUSE)
-            else:
-                pause = FIRST_PAUSE
+                pause = min(pause * 2, LONGEST_PAUSE) if standing == failed else FIRST_PAUSE
+                failed, again_at = standing, time.monotonic() + pause
+                self._approach = None
 
     # --- what an administrator asks for
 
@@ -105,25 +125,22 @@ class Follower:
         """Look at the registry now, and serve what it says.
 
         Raises:
-            ApiError: 409 if that cannot be served.
+            ApiError: 409 if that cannot be served, 503 if the registry cannot be read.
         """
-        try:
-            if not await self._catch_up():
+        with self._told():
+            if (standing := await self._look()) == self._standing:
                 self._metrics.reload("unchanged")
-        except (UserError, ValueError) as error:
-            self._metrics.reload("failed")
-            raise _refused(error) from None
+            else:
+                await self._arrive(standing)
 
     async def rollback(self, reason: str) -> None:
         """Take the champion back, and serve the one before.
 
         Raises:
-            ApiError: 409 if there is nothing to go back to, or it cannot be served.
+            ApiError: 409 if there is nothing to go back to, or it cannot be served; 503 if the registry cannot be read.
         """
-        try:
+        with self._told():
             await asyncio.to_thread(self._registry.rollback, None, reason)
-        except UserError as error:
-            raise _refused(error) from None
         self._metrics.rollback()
         await self.reload()
 
@@ -132,73 +149,120 @@ class Follower:
 
         Raises:
             ValueError: if they cannot be dealt so.
-            ApiError: 409 if a version cannot be served.
+            ApiError: 409 if a version cannot be served, 503 if the registry cannot be read.
         """
-        async with self._one_at_a_time:
-            standing = await self._look()
-            try:
-                live = await self._needed(standing, asked)
-            except UserError as error:
-                raise _refused(error) from None
-            self._experiment = asked
-            if self._kept is not None:
-                said = {"configured": self._parameters.experiment, "asked": asked}
-                written = json.dumps({name: one.model_dump(mode="json") for name, one in said.items()}, indent=2)
-                await asyncio.to_thread(write_atomically, self._kept, written)
-            self._serve(live, standing)
+        async with self._one_administrator:
+            with self._told():
+                standing = await self._look()
+            experiment = _dealt(asked, standing)
+            self._stop_warming()
+            with self._told():
+                await self._start(experiment)
+                if self._kept is not None:
+                    said = {"configured": self._parameters.experiment, "asked": asked}
+                    written = json.dumps({name: one.model_dump(mode="json") for name, one in said.items()}, indent=2)
+                    await asyncio.to_thread(write_atomically, self._kept, written)
+                self._experiment = asked
+                await self._arrive(standing, anew=True)
 
     async def close(self) -> None:
         """Start no more engines."""
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
+        tasks = [task for task in (self._approach, self._warming) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell an administrator what went wrong."""
+        try:
+            yield
+        except (UserError, ValueError) as error:
+            self._metrics.reload("failed")
+            logger.error("%s", error)
+            raise ApiError(409, without_places(str(error)), "conflict") from None
+        except ApiError:
+            raise
+        except Exception as error:
+            self._metrics.reload("failed")
+            logger.exception("An administrator's request failed.")
+            raise unavailable("That cannot be done now: the log of the gateway says why.") from error
 
     # --- from the registry to the table
 
     async def _look(self) -> Standing:
         return await asyncio.to_thread(self._registry.standing)
 
-    async def _catch_up(self) -> bool:
-        """Serve what the registry says now; tell whether that is anything new.
+    def _towards(self, standing: Standing, anew: bool = False) -> asyncio.Task[None]:
+        """Return the task that makes the registry's state what is served; whoever is on the way to another one is stopped."""
+        if self._approach is not None and self._approached == standing and not anew:
+            return self._approach
+        if self._approach is not None:
+            self._approach.cancel()
+        self._stop_warming()
+        self._approached = standing
+        self._approach = asyncio.create_task(self._go_to(standing))
+        # its error is for who waits for it, if anybody does
+        self._approach.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._approach
+
+    async def _arrive(self, standing: Standing, anew: bool = False) -> None:
+        """Wait until what the registry says is served, also if it says something else meanwhile."""
+        while True:
+            approach = self._towards(standing, anew)
+            await asyncio.wait({approach})
+            if not approach.cancelled():
+                return approach.result()
+            standing, anew = await self._look(), False
+            if standing == self._standing:
+                return None
+
+    async def _go_to(self, standing: Standing) -> None:
+        """Serve what the registry says, once its engines answer.
 
         Raises:
             UserError: if an engine does not start.
             ValueError: if the experiment cannot be dealt.
         """
-        async with self._one_at_a_time:
-            standing = await self._look()
-            if standing == self._standing:
-                return False
-            self._serve(await self._needed(standing, self._experiment), standing)
-            self._metrics.reload("reloaded")
-            return True
-
-    def _serve(self, live: Live, standing: Standing) -> None:
-        self._left = (_versions(self._serving) - _versions(live.table.experiment)) or self._left
-        self._standing, self._serving = standing, live.table.experiment
-        self._switch(live)
-        told = ", ".join(f"{one.name} is version {one.version} ({one.weight:.4g})" for one in live.table.experiment.variants)
+        try:
+            experiment = _dealt(self._experiment, standing)
+            await self._start(experiment)
+            while experiment != (dealt := _dealt(self._experiment, standing)):  # an administrator was faster
+                experiment = dealt
+                await self._start(experiment)
+        except Exception:
+            self._warm()
+            raise
+        # from here on nothing is awaited: the table is of the engines that are there
+        self._left = (_versions(self._serving) - _versions(experiment)) or self._left
+        self._standing, self._serving = standing, experiment
+        self._switch(self._live(standing, experiment))
+        told = ", ".join(f"{one.name} is version {one.version} ({one.weight:.4g})" for one in experiment.variants)
         logger.info("Line %d of the deployment log: %s.", standing.sequence, told)
-        self._warm(standing)
+        self._metrics.reload("reloaded")
+        self._warm()
 
-    async def _needed(self, standing: Standing, asked: ExperimentParameters) -> Live:
-        """Return what is to be served, once its engines answer."""
-        experiment = _dealt(asked, standing)
+    async def _start(self, experiment: Experiment) -> None:
         await asyncio.gather(*(self._fleet.serve(version) for version in _versions(experiment)))
-        return self._live(standing, experiment)
 
     def _live(self, standing: Standing, experiment: Experiment) -> Live:
         """Return a table of all engines that are there."""
         engines = self._fleet.running()
+        named = {variant.name: variant.version for variant in experiment.variants}
         aliases = {alias: version for alias, version in standing.aliases.items() if version in engines}
+        for alias in [alias for alias in aliases if named.get(alias, aliases[alias]) != aliases[alias]]:
+            logger.warning("The alias %s is version %d; here the variant of this name is meant.", alias, aliases.pop(alias))
         manifests = {version: self._fleet.manifests[version] for version in engines}
         return Live(RouteTable(manifests, aliases, experiment, standing.sequence, self._parameters.model), engines)
 
-    def _warm(self, standing: Standing) -> None:
-        """Start, behind the answers, what may be needed next, and end what is no longer needed."""
+    def _stop_warming(self) -> None:
         if self._warming is not None:
             self._warming.cancel()
-        self._warming = asyncio.create_task(self._warm_up(standing, self._serving))
+
+    def _warm(self) -> None:
+        """Start, behind the answers, what may be needed next, and end what is no longer needed."""
+        self._stop_warming()
+        self._warming = asyncio.create_task(self._warm_up(self._standing, self._serving))
 
     async def _warm_up(self, standing: Standing, experiment: Experiment) -> None:
         keep = _versions(experiment) | (self._left & self._fleet.running().keys())
@@ -208,14 +272,12 @@ class Follower:
                 continue
             try:
                 await self._fleet.serve(version)
-            except UserError as error:
+            except Exception as error:
                 logger.warning("%s (version %d) is not kept ready: %s", alias, version, error)
             else:
                 keep.add(version)
-        # not while another table is being made: its engines must not leave
-        async with self._one_at_a_time:
-            self._fleet.retire(keep)
-            self._switch(self._live(standing, experiment))
+        self._fleet.retire(keep)
+        self._switch(self._live(standing, experiment))
 
 
 def _dealt(asked: ExperimentParameters, standing: Standing) -> Experiment:
@@ -239,8 +301,3 @@ def _kept_experiment(kept: Path | None, configured: ExperimentParameters) -> Exp
     except (ValueError, KeyError, ValidationError) as error:
         logger.warning("%s is no experiment and is not used: %s", kept, error)
     return configured
-
-
-def _refused(error: Exception) -> ApiError:
-    logger.error("%s", error)
-    return ApiError(409, without_places(str(error)), "conflict")

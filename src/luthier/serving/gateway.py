@@ -37,6 +37,7 @@ SERVER: dict[str, Any] = {
     "ws": "none",
     "lifespan": "off",
     "server_header": False,
+    "limit_concurrency": 1000,  # connections; each takes a file, and uvicorn waits for a request's head without end
     "access_log": False,
     "log_config": None,
 }
@@ -125,7 +126,8 @@ def _client_routes(app: FastAPI, gateway: Gateway) -> None:
             gateway.rate.take(request.state.client)
             body = await read_body(request, limits)
             said = validated(FeedbackRequest, read_json(body, limits.body_bytes, limits.json_depth))
-            vote = await asyncio.to_thread(gateway.feedback.vote, await off_loop(len(body), _scrubbed, gateway, said))
+            scrubbed = await off_loop(len(body), _scrubbed, gateway, said)
+            vote = await asyncio.get_running_loop().run_in_executor(gateway.votes, gateway.feedback.vote, scrubbed)
         except ApiError:
             gateway.metrics.feedback("refused")
             raise

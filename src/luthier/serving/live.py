@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,11 +87,14 @@ class Gateway:
     draining: bool = False
     """No new request is taken: the gateway is about to stop."""
     rate: RateLimit = field(init=False)
+    votes: ThreadPoolExecutor = field(init=False, repr=False)
+    """Threads for feedback alone: where its database is away, nothing else waits."""
     _behind: set[asyncio.Task[None]] = field(init=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         """Begin to count."""
         self.rate = RateLimit(self.parameters.limits.rate_per_minute)
+        self.votes = ThreadPoolExecutor(2, "votes")
         self.metrics.serving(self.live.table)
 
     def switch(self, live: Live) -> None:

@@ -170,7 +170,7 @@ class ServingParameters(Parameters):
     poll_seconds: float = Field(default=0.5, gt=0, le=60)
     """How often the deployment log is looked at: promotions and rollbacks take effect then, or when an engine has started."""
     drain_seconds: float = Field(default=30, ge=0)
-    """How long answers under way may take when the gateway stops, or a version leaves."""
+    """How long answers under way may take when the gateway stops."""
     log: LogParameters = Field(default_factory=LogParameters)
     """The request log."""
     limits: LimitParameters = Field(default_factory=LimitParameters)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,7 +84,7 @@ async def _serve(
     parameters: ServingParameters, place: Place, announce: Callable[[str, RouteTable], None], listener: socket.socket
 ) -> None:
     metrics = Metrics()
-    fleet = Fleet(place.registry, parameters, place.machine)
+    fleet = Fleet(place.registry, parameters, place.machine, metrics.restarts.inc)
     follower = Follower(place.registry, fleet, parameters, metrics, place.experiment_file)
     log = RequestLog(
         place.log_uri,
@@ -93,7 +93,7 @@ async def _serve(
         retention_days=parameters.log.retention_days,
         on_drop=metrics.log_dropped.inc,
     )
-    with log, _stopped_by_signals() as stopping:
+    with _stopped_by_signals() as stopping, log:
         try:
             live = await stopping.unless(follower.begin())
             gateway = Gateway(
@@ -120,11 +120,19 @@ async def _serve(
             stopping.then(drain)
             await server.serve([listener])
             following.cancel()
+            await _cancelled(list(server.server_state.tasks))
             await gateway.settle(SETTLE_SECONDS)
         finally:
             await follower.close()
             await fleet.close()
-    logger.info("Stopped; all requests are logged.")
+    logger.info("Stopped.")
+
+
+async def _cancelled(requests: Collection[asyncio.Task[None]]) -> None:
+    """End the requests that took too long to come to their end; each leaves its row."""
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
 
 
 class _Stopping:
@@ -189,6 +197,7 @@ def _bound(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(2048)  # who comes before it answers waits; and a second gateway is told now that it comes second
     except OSError as error:
         listener.close()
         raise UserError(

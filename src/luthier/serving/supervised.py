@@ -13,16 +13,19 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
+import httpx
+
 from luthier.errors import UserError
 from luthier.serving.engine import Status
-from luthier.serving.errors import ApiError
+from luthier.serving.errors import ApiError, unavailable
 from luthier.serving.keys import ADMIN_VARIABLE, CLIENT_VARIABLE
+from luthier.serving.parameters import LOG_VARIABLE
 from luthier.serving.upstream import Upstream
-from luthier.serving.worker_protocol import Failure, Ready, WorkerSettings
+from luthier.serving.worker_protocol import Failure, Progress, Ready, WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,9 @@ NOTICED_SECONDS = 2.0
 """How long the end of a process may take to be seen after its connections broke."""
 ATTEMPTS = 3
 """Workers that one request is asked of: one that kills each of them must come to an end."""
+PROBE_SECONDS = 2.0
+"""How often a worker is asked how far it is."""
+SECRETS = (CLIENT_VARIABLE, ADMIN_VARIABLE, LOG_VARIABLE, "LUTHIER_PII_KEY", "PGPASSWORD")
 CANARY = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0.0}
 
 
@@ -54,7 +60,10 @@ class Processes:
     async def take(self) -> asyncio.subprocess.Process:
         """Return a process that is to be told what to load."""
         spare, self._spare = self._spare, None  # it is taken once
-        waiting = await spare if spare is not None else None
+        waiting = None
+        if spare is not None:
+            with suppress(OSError):  # it could not be started then; perhaps one can be now
+                waiting = await spare
         process = waiting if waiting is not None and waiting.returncode is None else await _spawned()
         if self._wanted and self._spare is None:
             self._spare = asyncio.create_task(_spawned())
@@ -64,12 +73,13 @@ class Processes:
         """End the one that waits."""
         self._wanted = False
         if self._spare is not None:
-            await _ended(await self._spare)
+            with suppress(OSError):
+                await _ended(await self._spare)
 
 
 async def _spawned() -> asyncio.subprocess.Process:
-    # the gateway's keys are none of a worker's business
-    environment = {name: value for name, value in os.environ.items() if name not in (CLIENT_VARIABLE, ADMIN_VARIABLE)}
+    # the gateway's secrets are none of a worker's business
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -97,7 +107,12 @@ class Supervised:
     """
 
     def __init__(
-        self, settings: WorkerSettings, silence_seconds: float, total_seconds: float, processes: Processes | None = None
+        self,
+        settings: WorkerSettings,
+        silence_seconds: float,
+        total_seconds: float,
+        processes: Processes | None = None,
+        on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         """Say what to load; nothing is started yet.
 
@@ -106,8 +121,13 @@ class Supervised:
             silence_seconds: a worker that is busy and says nothing for longer hangs, and is started anew.
             total_seconds: how long a whole answer may take.
             processes: where workers come from.
+            on_restart: is told of each worker that died and is started anew.
         """
         self._settings, self._processes = settings, processes or Processes(spare=False)
+        self._on_restart = on_restart
+        self._last_token: float | None = None
+        """`time.monotonic()` of the worker's last token, as it says."""
+        self._closed = False
         self._silence, self._total = silence_seconds, total_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._upstream: Upstream | None = None
@@ -163,10 +183,14 @@ class Supervised:
         if self._upstream is None:
             return Status(alive=False, running=0, queued=0, tokens_total=self._tokens_before, last_progress=None)
         now = self._upstream.status()
-        return Status(self._up.is_set(), now.running, now.queued, self._tokens_before + now.tokens_total, now.last_progress)
+        # the worker knows of the tokens of answers that are sent as a whole
+        last = max((at for at in (now.last_progress, self._last_token) if at is not None), default=None)
+        return Status(self._up.is_set(), now.running, now.queued, self._tokens_before + now.tokens_total, last)
 
     async def close(self) -> None:
-        """End the worker."""
+        """End the worker; who waits for it is told that nobody answers."""
+        self._closed = True
+        self._up.set()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -179,6 +203,7 @@ class Supervised:
 
         Raises:
             UserError: if it cannot.
+            OSError: if there is no process to be had.
         """
         settings = self._settings.model_copy(update={"key": secrets.token_urlsafe(32)})
         self._process = process = await self._processes.take()
@@ -189,9 +214,8 @@ class Supervised:
             async with asyncio.timeout(START_SECONDS):
                 said = await process.stdout.readline()
             ready = self._understood(said)
-            upstream = Upstream(
-                [f"http://127.0.0.1:{ready.port}/v1"], settings.name, settings.key, self._silence, self._total, longest_rest=0.0
-            )
+            self._url, self._headers = f"http://127.0.0.1:{ready.port}", {"Authorization": f"Bearer {settings.key}"}
+            upstream = Upstream([f"{self._url}/v1"], settings.name, settings.key, self._silence, self._total, longest_rest=0.0)
             self.context, self._upstream = ready.context, upstream
             await upstream.chat(CANARY)
         except (TimeoutError, OSError, ApiError) as error:
@@ -217,7 +241,8 @@ class Supervised:
         return Ready(**value)
 
     async def _end(self) -> None:
-        self._up.clear()
+        if not self._closed:
+            self._up.clear()
         if self._upstream is not None:
             self._tokens_before += self._upstream.status().tokens_total
             await self._upstream.close()
@@ -238,10 +263,13 @@ class Supervised:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 self.restarts += 1
+                self._on_restart()
                 try:
                     await self._launch()
                 except UserError as error:
                     logger.error("%s", error)
+                except Exception:
+                    logger.exception("The worker of %s did not start.", self._settings.name)
             began = time.monotonic()
 
     async def _trouble(self) -> str:
@@ -249,11 +277,19 @@ class Supervised:
         assert self._process is not None
         ended = asyncio.ensure_future(self._process.wait())
         try:
-            while not (await asyncio.wait({ended}, timeout=1.0))[0]:
-                status = self.status()
-                since = status.last_progress
-                if status.running and since is not None and time.monotonic() - since > max(self._silence, self._total):
-                    return f"has said nothing for {time.monotonic() - since:.0f} s"
+            async with httpx.AsyncClient(
+                base_url=self._url, headers=self._headers, timeout=self._silence, trust_env=False
+            ) as client:
+                while not (await asyncio.wait({ended}, timeout=PROBE_SECONDS))[0]:
+                    try:
+                        said = Progress.model_validate_json((await client.get("/progress")).content)
+                    except (httpx.TimeoutException, ValueError):
+                        return "does not answer"
+                    except httpx.HTTPError:
+                        continue  # it is about to end
+                    self._last_token = time.monotonic() - said.silent
+                    if said.running and said.silent > self._silence:
+                        return f"has written nothing for {said.silent:.0f} s"
             return f"ended ({_said_of(self._process.returncode)})"
         finally:
             ended.cancel()
@@ -261,14 +297,19 @@ class Supervised:
     # --- requests and the process
 
     async def _answering(self) -> Upstream:
-        """Return the worker that answers now, or the next one, however long it takes: callers have their own patience."""
+        """Return the worker that answers now, or the next one, however long it takes: callers have their own patience.
+
+        Raises:
+            ApiError: if none will come any more.
+        """
         await self._up.wait()
-        assert self._upstream is not None
+        if self._closed or self._upstream is None:
+            raise unavailable("This version is no longer served.")
         return self._upstream
 
     async def _died(self, upstream: Upstream, error: ApiError) -> bool:
         """Tell whether an error came from the end of the worker that was asked."""
-        if error.code != "engine_unavailable":
+        if self._closed or error.code != "engine_unavailable":
             return False
         end = time.monotonic() + NOTICED_SECONDS
         while self._upstream is upstream and time.monotonic() < end:

@@ -11,10 +11,10 @@ import asyncio
 import hmac
 import json
 import os
-import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +38,7 @@ from luthier.serving.completion import DONE, Envelope, TokenLogprob, error_event
 from luthier.serving.errors import ApiError, bad_key, internal, invalid
 from luthier.serving.limits import read_body, while_connected
 from luthier.serving.sampling import Sampling
-from luthier.serving.worker_protocol import Failure, Ready, WorkerSettings
+from luthier.serving.worker_protocol import Failure, Progress, Ready, WorkerSettings
 
 SCHEMAS_KEPT = 32
 """Schemas whose grammars are kept compiled."""
@@ -89,9 +89,18 @@ def create_app(loaded: Loaded) -> Starlette:
     """Return the application: one route, for who has the key."""
     expected = f"Bearer {loaded.settings.key}".encode()
 
-    async def completions(request: Request) -> Response:
+    def check(request: Request) -> None:
         if not hmac.compare_digest(request.headers.get("authorization", "").encode(), expected):
             raise bad_key()
+
+    async def progress(request: Request) -> Response:
+        check(request)
+        status = loaded.engine.status()
+        silent = 0.0 if status.last_progress is None else time.monotonic() - status.last_progress
+        return JSONResponse(Progress(running=status.running, silent=silent).model_dump())
+
+    async def completions(request: Request) -> Response:
+        check(request)
         asked = parse_chat(await read_body(request, loaded.settings.limits), loaded.settings.limits)
         prompt, sampling = await asyncio.to_thread(_understood, loaded, asked)
         return _Answer(loaded, asked, prompt, sampling)
@@ -108,7 +117,8 @@ def create_app(loaded: Loaded) -> Starlette:
         return Response(status_code=error.status_code)
 
     handlers: dict[Any, Any] = {ApiError: told, ClientDisconnect: gone, HTTPException: not_here, Exception: told}
-    return Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])], exception_handlers=handlers)
+    routes = [Route("/v1/chat/completions", completions, methods=["POST"]), Route("/progress", progress)]
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 def _understood(loaded: Loaded, asked: ChatRequest) -> tuple[list[int], Sampling]:
@@ -218,8 +228,6 @@ def main() -> None:
     # what a library prints goes where its warnings go: stdout is for two lines of ours
     said = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    # the terminal's Ctrl-C is for who started this process: it lets answers under way come to their end first
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _prepare()
     told = sys.stdin.buffer.readline()
     if not told:  # nobody needs it any more
@@ -232,6 +240,7 @@ def main() -> None:
         said.write(Failure(error=str(error)).model_dump_json() + "\n")
         said.close()
         sys.exit(1)
+    threading.Thread(target=_end_with_engine, args=(loaded.engine,), name="end-with-engine", daemon=True).start()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -251,6 +260,13 @@ def _prepare() -> None:
 def _end_with_stdin() -> None:
     sys.stdin.buffer.read()
     os._exit(0)
+
+
+def _end_with_engine(engine: BatchingEngine) -> None:
+    """End this process once its engine has ended: whoever watches it starts another one."""
+    while engine.status().alive:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 if __name__ == "__main__":

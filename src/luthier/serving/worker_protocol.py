@@ -41,6 +41,15 @@ class Ready(BaseModel):
     """Tokens of prompt and answer together."""
 
 
+class Progress(BaseModel):
+    """How far a worker is."""
+
+    running: int
+    """Requests that it answers."""
+    silent: float
+    """Seconds since its last token, or since it had nothing to do."""
+
+
 class Failure(BaseModel):
     """A worker cannot load its package."""
 

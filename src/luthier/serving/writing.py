@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from luthier.generation import CONTEXT, Matcher
-from luthier.generation import _Drafts as Drafts
+from luthier.generation import CONTEXT, Drafts, Matcher
 from luthier.serving.completion import Finish, TokenLogprob
 from luthier.serving.detokenise import AnswerText, Spelling
 from luthier.serving.sampling import Sampler, Sampling
