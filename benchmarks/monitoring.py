@@ -6,6 +6,8 @@ Peers of the experiment: a test of fixed size with the same power. One core, som
 
 import json
 import os
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,9 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.random import Generator
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
+from luthier.pipelines.monitoring.changes import what_changed
 from luthier.pipelines.monitoring.drift import Reference, alarm, compare
+from luthier.pipelines.monitoring.sequential import Arm, p_above
 
 ROOT = Path(__file__).resolve().parents[1]
 BANKING = Path(os.environ.get("BANKING77", ROOT.parent / "shared/data/banking77"))
@@ -26,6 +30,9 @@ NULL_WINDOWS = int(os.environ.get("DRIFT_NULL_WINDOWS", 500))
 DRIFTED_WINDOWS = int(os.environ.get("DRIFT_WINDOWS", 100))
 """Threes of windows."""
 WINDOW = 200
+LARGE_WINDOW = 100_000
+EXPERIMENTS = 2_000
+VOTES, LOOK, ALPHA, MARGIN = 20_000, 50, 0.025, 0.05
 SEED = 7
 
 
@@ -142,6 +149,72 @@ def drift() -> list[dict[str, Any]]:
     return rows
 
 
+def large() -> list[dict[str, Any]]:
+    """Measure a window of 100,000 requests in a process of its own, whose memory is nobody else's."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import monitoring; monitoring.analyse_large()"
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    return [
+        row(f"a window of {LARGE_WINDOW:,}: drift and what changed", found["seconds"], "s", "<= 30"),
+        row(f"a window of {LARGE_WINDOW:,}: memory of the process", found["gigabytes"], "GB", "<= 1"),
+    ]
+
+
+def analyse_large() -> None:
+    """Analyse 100,000 messages of the project's kind, and print seconds and gigabytes as JSON."""
+    texts = own_messages()["text"].to_numpy(object)
+    random = np.random.default_rng(SEED)
+
+    def made(size: int) -> pd.DataFrame:
+        # halves of two messages each: as many different texts, of the same length, as real traffic has
+        first, second = (random.choice(texts, size) for _ in range(2))
+        pairs = [one[: len(one) // 2] + " " + two[len(two) // 2 :] for one, two in zip(first, second, strict=True)]
+        names = random.choice(["en", "de", "fr"], size, p=[0.8, 0.15, 0.05])
+        labels = random.choice([f"label {number}" for number in range(20)], size)
+        return rows_of(pairs).assign(language=names, label=labels, pii=random.poisson(0.3, size))
+
+    expected, window = made(5_000), made(LARGE_WINDOW)
+    start = time.monotonic()
+    compare(Reference.of(expected), window)
+    what_changed(expected, window)
+    seconds = time.monotonic() - start
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": seconds, "gigabytes": kilobytes / 1024**2}))
+
+
+def ends(shares: tuple[float, float], seed: int) -> np.ndarray:
+    """Return the votes after which each experiment shows the challenger to be better; infinite if never.
+
+    Args:
+        shares: of thumbs up, the challenger's and the control's.
+        seed: of the votes.
+    """
+    random = np.random.default_rng(seed)
+    looks = np.arange(LOOK, VOTES + 1, LOOK)
+    sizes = np.cumsum(random.binomial(LOOK, 0.5, (EXPERIMENTS, len(looks))), axis=1)
+    arms = []
+    for size, share in zip((sizes, looks - sizes), shares, strict=True):
+        mean = np.cumsum(random.binomial(np.diff(size, axis=1, prepend=0), share), axis=1) / np.maximum(size, 1)
+        arms.append(Arm(size, mean, mean * (1 - mean) * size / np.maximum(size - 1, 1)))
+    found = p_above(*arms, 0.0, MARGIN) <= ALPHA
+    return np.where(found.any(axis=1), looks[found.argmax(axis=1)], np.inf)
+
+
+def experiment() -> list[dict[str, Any]]:
+    """Measure how often an experiment of two equal variants has a winner, and how soon a better one is found."""
+    false = int(np.isfinite(ends((0.6, 0.6), SEED)).sum())
+    p = float(binomtest(false, EXPERIMENTS, ALPHA, alternative="greater").pvalue)
+    what = f"two equal variants, {VOTES:,} votes, a look every {LOOK}: false winners (p of at most {ALPHA:.1%}: {p:.2g})"
+    rows = [row(what, 100 * false / EXPERIMENTS, "%", "p >= 0.001")]
+    found = ends((0.65, 0.6), SEED + 1)
+    for power in (0.8, 0.9, 0.95):
+        horizon = float(np.quantile(found, power))
+        fixed = 2 * (0.65 * 0.35 + 0.6 * 0.4) * ((norm.isf(ALPHA) + norm.ppf(power)) / 0.05) ** 2
+        what = f"5 points on 60 % with a power of {power:.0%}, given up after {horizon:,.0f}: subjects; peer: fixed size"
+        rows.append(row(what, float(np.minimum(found, horizon).mean()), "subjects", "< peer", float(fixed)))
+    return rows
+
+
 def run() -> list[dict[str, Any]]:
     """Measure everything."""
-    return drift()
+    return [*experiment(), *large(), *drift()]

@@ -106,6 +106,13 @@ def test_a_log_without_text_is_compared_in_what_it_has(own):
     assert changed(compare(Reference.of(without), longer, QUICK)) == {"characters"}
 
 
+def test_nothing_in_common_is_no_drift():
+    drift = compare(Reference.of(pd.DataFrame({"label": ["a", "b"] * 9})), pd.DataFrame({"pii": [0, 1] * 100}), QUICK)
+    assert drift.enough
+    assert drift.changes == ()
+    assert not drift.drifted
+
+
 def test_odd_rows_are_compared(own):
     _, rest = own
     odd = pd.DataFrame({"text": ["", None, "12 34", "日本語のメッセージ", "<EMAIL_abcdef>"] * 40})

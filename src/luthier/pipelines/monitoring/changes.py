@@ -14,6 +14,8 @@ from luthier.pipelines.monitoring.words import folded, hashed, words_of
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.1, 0.5, 0.9)
+_MOST_READ = 10_000
+"""Messages among which examples are looked for: a change that matters shows in as many."""
 _LIKENESS = 0.8
 """Cosine from which a message shows nothing that another one has not shown."""
 
@@ -68,6 +70,7 @@ def what_changed(reference: pd.DataFrame, window: pd.DataFrame, most: int = 10) 
         most: words of each side, names and examples.
     """
     now, before = _texts(window), _texts(reference)
+    shown = _some(now)
     words = changed_words(before, now) if now and before else []
     return WhatChanged(
         more=tuple(word for word in words[:most] if word.z > 0),
@@ -75,7 +78,7 @@ def what_changed(reference: pd.DataFrame, window: pd.DataFrame, most: int = 10) 
         characters=_quantiles(reference, window),
         languages=_shares(reference, window, "language", most),
         labels=_shares(reference, window, "label", most),
-        examples=tuple(now[place] for place in _examples(before, now, most)) if now and before else (),
+        examples=tuple(shown[place] for place in _examples(_some(before), shown, most)) if now and before else (),
     )
 
 
@@ -118,6 +121,11 @@ def _examples(before: Sequence[str], now: Sequence[str], most: int) -> list[int]
         if not chosen or (ours[chosen] @ ours[place].T).max() < _LIKENESS:
             chosen.append(place)
     return chosen
+
+
+def _some(texts: list[str]) -> list[str]:
+    """Return at most `_MOST_READ` texts, of all kinds that there are: evenly spaced in their order."""
+    return sorted(texts)[:: -(-len(texts) // _MOST_READ)] if texts else []
 
 
 def _texts(rows: pd.DataFrame) -> list[str]:

@@ -166,12 +166,13 @@ def compare(reference: Reference, window: pd.DataFrame, rule: Rule | None = None
         return Drift(size, expected, (), enough=False)
     ordered, digest = _ordered(window)
     seed = int(hashlib.sha256(f"{reference.digest} {digest}".encode()).hexdigest()[:16], 16)
+    found = hashed(_texts(ordered)) if reference.found is not None and _has(ordered, "text") else None
     tested: dict[str, Tested] = {}
-    for features in (_learnt_features(reference, ordered), _features(reference, ordered)):
+    for features in (_learnt_features(reference, found), _features(reference, ordered, found)):
         varying = {name: made for name, made in features.items() if made.rows.shape[1] > 1}
         tested |= permutation_tests(varying, size, rule.draws, seed)
-    adjusted = holm(np.array([found.p for found in tested.values()]))
-    changes = [_change(name, found, float(p), rule) for (name, found), p in zip(tested.items(), adjusted, strict=True)]
+    adjusted = holm(np.array([one.p for one in tested.values()]))
+    changes = [_change(name, one, float(p), rule) for (name, one), p in zip(tested.items(), adjusted, strict=True)]
     return Drift(size, expected, tuple(sorted(changes, key=lambda one: (one.p, -one.effect))), enough=True)
 
 
@@ -201,24 +202,29 @@ def one_per_subject(rows: pd.DataFrame, seed: str) -> pd.DataFrame:
     return rows[first | rows["subject"].isna()]
 
 
-def _learnt_features(reference: Reference, window: pd.DataFrame) -> dict[str, Embedding]:
-    """Return the features that compare with known messages, the window's rows first, then the reference's last quarter."""
-    if reference.known is None or reference.found is None or not _has(window, "text"):
+def _learnt_features(reference: Reference, found: sparse.csr_matrix | None) -> dict[str, Embedding]:
+    """Return the features that compare with known messages, the window's rows first, then the reference's last quarter.
+
+    Args:
+        reference: from `Reference.of`.
+        found: the words of the window's rows; None if one of both has no texts.
+    """
+    known = reference.known
+    if found is None or known is None or reference.found is None:
         return {}
-    known, found = reference.known, hashed(_texts(window))
     unknown = np.concatenate([known.unknown(found), known.unknown(reference.found[reference.others])])
     novelty = np.concatenate([known.novelty(found), reference.novelty])
     return {"novelty": of_numbers(novelty, one_sided=True), "unknown_words": of_numbers(unknown, one_sided=True)}
 
 
-def _features(reference: Reference, window: pd.DataFrame) -> dict[str, Embedding]:
+def _features(reference: Reference, window: pd.DataFrame, found: sparse.csr_matrix | None) -> dict[str, Embedding]:
     """Return all other features that both have, the window's rows first, then the reference's.
 
     A feature that does not vary has one dimension.
     """
     made: dict[str, Embedding] = {}
-    if reference.found is not None and _has(window, "text"):
-        made["words"] = of_words(folded(sparse.vstack([hashed(_texts(window)), reference.found], format="csr")))
+    if found is not None:
+        made["words"] = of_words(folded(sparse.vstack([found, reference.found], format="csr")))
     for name in (*NUMBERS, *NAMES):
         if _has(window, name) and _has(reference.rows, name):
             column = pd.concat([window[name], reference.rows[name]], ignore_index=True)
