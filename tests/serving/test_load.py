@@ -99,8 +99,9 @@ def change(server, seconds: float) -> Changes:
         if what == "reload":
             assert server.post("/admin/reload", ROOT).status_code == 200
         elif what == "kill":
-            (*_, worker) = sorted(server.workers(), key=lambda process: process.pid)
-            worker.kill()
+            # the one killed before may not have come back yet: a busy machine takes its time
+            assert eventually(server.workers, 120)
+            max(server.workers(), key=lambda process: process.pid).kill()
             changes.kills.append(time.monotonic())
         else:
             line = registry.promote(3) if what == "promote" else registry.rollback()

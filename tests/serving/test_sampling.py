@@ -31,7 +31,8 @@ def test_the_nucleus_is_the_smallest_set_that_has_the_share(logits, temperature,
     if top_p < 1:
         assert inside.sum() >= min(top_p, shares.sum()) - 1e-9
         assert inside[:-1].sum() < top_p or len(tokens) == 1
-        assert inside.min() >= max((share for at, share in enumerate(shares) if at not in tokens), default=0)
+        # of two that are as likely, either: the shares are rounded
+        assert inside.min() >= max((share for at, share in enumerate(shares) if at not in tokens), default=0) - 1e-9
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.7])
