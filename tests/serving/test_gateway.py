@@ -145,6 +145,14 @@ def test_the_model_sees_placeholders_and_the_client_its_own_values(running, echo
     assert json.loads(row.pii) == {"email": 2}
 
 
+def test_the_log_knows_the_language_of_what_the_user_says(running):
+    spanish = [{"role": "user", "content": "hola, donde esta mi pedido? lo necesito para el lunes"}]
+    for messages, language in ((spanish, "es"), ([{"role": "user", "content": "??"}], None)):
+        answer = running.client.chat.completions.create(model="luthier", messages=messages)
+        told = running.rows().set_index("request").loc[answer.id].language
+        assert (told if isinstance(told, str) else None) == language
+
+
 def test_the_log_is_scrubbed_also_where_the_model_is_shown_everything(tmp_path, echo):
     with gateway_of(tmp_path, {3: [echo.url]}, prompts=PromptSettings()) as running:
         text, _ = streamed(running.client, messages=[{"role": "user", "content": MAIL}])

@@ -62,6 +62,23 @@ class Piece:
         return bool(self.text or self.logprobs or self.finish)
 
 
+def part_of(said: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
+    """Return the `message` of a completion's choice or the `delta` of a chunk's; None if there is none."""
+    choices = said.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    found = choice.get(part) if isinstance(choice, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def begins(chunk: Mapping[str, Any]) -> bool:
+    """Tell whether a client has seen something of the answer after this chunk, as it came; who speaks is nothing yet."""
+    delta = part_of(chunk, "delta")
+    if delta is None:
+        return False
+    choice = chunk["choices"][0]
+    return bool(delta.get("content") or choice.get("logprobs") or choice.get("finish_reason"))
+
+
 def read_piece(said: Mapping[str, Any]) -> Piece:
     """Return what a completion or a chunk says; engines differ in what else stands in one.
 

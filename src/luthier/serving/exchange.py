@@ -25,6 +25,7 @@ from luthier.serving.live import Gateway, Served
 from luthier.serving.logged import LoggedRequest
 from luthier.serving.placeholders import Restorer
 from luthier.serving.routing import Route, hash_subject
+from luthier.text.language import language_of
 from luthier.text.prepare import Message, PromptSettings, ScrubSettings, prepare, scrub_messages, scrub_text
 
 logger = logging.getLogger(__name__)
@@ -225,18 +226,23 @@ class Exchange:
 
     async def end(self, status: int, error: Code | None = None) -> None:
         """Record the request; what is kept of its text is scrubbed. A shadow begins now, where nobody waits any more."""
-        turns, answer = self.turns, "".join(self.said) if self.answered else None
+        turns, answer, language = self.turns, "".join(self.said) if self.answered else None, None
         if turns is not None and self.route is not None:
             prompts = self.live.engines[self.route.version].prompts
-            turns, answer = await off_loop(
-                _work(turns, prompts.scrub, answer), _scrubbed, turns, answer, prompts, self.gateway.pii_key
+            turns, answer, language = await off_loop(
+                _work(turns, prompts.scrub, answer), _known, turns, answer, prompts, self.gateway.pii_key
             )
-        self.record(status, error, turns, answer)
+        self.record(status, error, turns, answer, language)
         if error is None and self.shadow_of is None and self.route is not None and self.route.shadow is not None:
             self.gateway.do_behind(self._shadow(self.route.shadow))
 
     def record(
-        self, status: int, error: Code | None = None, turns: Sequence[Message] | None = None, answer: str | None = None
+        self,
+        status: int,
+        error: Code | None = None,
+        turns: Sequence[Message] | None = None,
+        answer: str | None = None,
+        language: str | None = None,
     ) -> None:
         """Count the request and log it, once."""
         if self._recorded:
@@ -279,6 +285,7 @@ class Exchange:
                 first_token_seconds=self.first_token_seconds,
                 prompt_tokens=prompt,
                 completion_tokens=completion,
+                language=language,
                 messages=turns,
                 answer=answer,
             )
@@ -317,9 +324,12 @@ def _work(turns: Sequence[Message], scrub: ScrubSettings | None, answer: str | N
     return sum(len(turn["content"]) for turn in turns) + len(answer or "")
 
 
-def _scrubbed(turns: list[Message], answer: str | None, prompts: PromptSettings, key: str) -> tuple[list[Message], str | None]:
-    """Return what the log may keep: scrubbed as the model's prompts are, or by all patterns where those are not."""
+def _known(
+    turns: list[Message], answer: str | None, prompts: PromptSettings, key: str
+) -> tuple[list[Message], str | None, str | None]:
+    """Return what the log may keep, scrubbed as the prompts are (by all patterns where those are not), and the language."""
     settings = prompts.scrub or ScrubSettings()
     if prompts.scrub is None:
         turns = [turn for turn, _ in scrub_messages(turns, prompts.model_copy(update={"scrub": settings}), key)]
-    return turns, None if answer is None else scrub_text(answer, settings, key)[0]
+    language = language_of("\n".join(turn["content"] for turn in turns if turn["role"] == "user"))
+    return turns, None if answer is None else scrub_text(answer, settings, key)[0], language

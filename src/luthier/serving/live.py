@@ -15,6 +15,7 @@ from luthier.serving.log import RequestLog
 from luthier.serving.metrics import Metrics
 from luthier.serving.parameters import ExperimentParameters, ServingParameters
 from luthier.serving.routing import RouteTable
+from luthier.text.language import language_of
 from luthier.text.prepare import PromptSettings
 
 
@@ -96,6 +97,7 @@ class Gateway:
         self.rate = RateLimit(self.parameters.limits.rate_per_minute)
         self.votes = ThreadPoolExecutor(2, "votes")
         self.metrics.serving(self.live.table)
+        language_of("")  # takes half a second when it is first asked
 
     def switch(self, live: Live) -> None:
         """Serve this from the next request on. Called in the thread of the event loop."""

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from luthier.errors import UserError
-from luthier.serving.engine import Status
+from luthier.serving.engine import Status, begins
 from luthier.serving.errors import ApiError, unavailable
 from luthier.serving.keys import ADMIN_VARIABLE, CLIENT_VARIABLE
 from luthier.serving.parameters import LOG_VARIABLE
@@ -171,7 +171,7 @@ class Supervised:
             try:
                 async with aclosing(upstream.stream(body)) as chunks:
                     async for chunk in chunks:
-                        begun = begun or says_anything(chunk)
+                        begun = begun or begins(chunk)
                         yield chunk
                 return
             except ApiError as error:
@@ -315,12 +315,6 @@ class Supervised:
         while self._upstream is upstream and time.monotonic() < end:
             await asyncio.sleep(0.01)
         return self._upstream is not upstream
-
-
-def says_anything(chunk: Mapping[str, Any]) -> bool:
-    """Tell whether a client has seen anything of the answer after this chunk; who speaks is nothing yet."""
-    choice = (chunk.get("choices") or [{}])[0]
-    return bool((choice.get("delta") or {}).get("content") or choice.get("logprobs") or choice.get("finish_reason"))
 
 
 def _said_of(code: int | None) -> str:

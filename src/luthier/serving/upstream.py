@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from luthier.serving.engine import Status
+from luthier.serving.engine import Status, begins, part_of
 from luthier.serving.errors import ApiError, busy, invalid, unavailable, without_places
 from luthier.serving.keys import is_loopback
 
@@ -105,7 +105,7 @@ class Upstream:
                     )
                     self._check(response.status_code, response.content, response.headers)
                     completion = _object(response.content)
-                    if not (_has_choice(completion, "message") and isinstance(completion.get("usage"), dict)):
+                    if part_of(completion, "message") is None or not isinstance(completion.get("usage"), dict):
                         raise _BrokenError("its answer is no completion with usage")
             except _BrokenError:
                 continue
@@ -128,7 +128,7 @@ class Upstream:
                 with self._watched(replica, self._token_seconds):
                     async with aclosing(self._chunks(replica, sent)) as chunks:
                         async for chunk in chunks:
-                            begun = begun or _shows(chunk)
+                            begun = begun or begins(chunk)
                             self._progress(int(_writes(chunk)))
                             yield chunk
             except _BrokenError:
@@ -229,7 +229,9 @@ class Upstream:
                 if isinstance(chunk.get("error"), dict):
                     code = chunk["error"].get("code")
                     self._check(code if isinstance(code, int) and code >= 400 else 500, data, response.headers)
-                finished = finished or (_has_choice(chunk, "delta") and chunk["choices"][0].get("finish_reason") is not None)
+                finished = finished or (
+                    part_of(chunk, "delta") is not None and chunk["choices"][0].get("finish_reason") is not None
+                )
                 yield chunk
             if not finished:
                 raise _BrokenError("it stopped in the middle of an answer")
@@ -325,18 +327,5 @@ def _error(content: bytes) -> dict[str, Any]:
     return error if isinstance(error, dict) else {"message": error}
 
 
-def _has_choice(answer: Mapping[str, Any], part: str) -> bool:
-    choices = answer.get("choices")
-    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and isinstance(choices[0].get(part), dict)
-
-
 def _writes(chunk: Mapping[str, Any]) -> bool:
-    return _has_choice(chunk, "delta") and bool(chunk["choices"][0]["delta"].get("content"))
-
-
-def _shows(chunk: Mapping[str, Any]) -> bool:
-    """Tell whether a client has seen anything of the answer after this chunk; who speaks is nothing yet."""
-    if not _has_choice(chunk, "delta"):
-        return False
-    choice = chunk["choices"][0]
-    return _writes(chunk) or choice.get("logprobs") is not None or choice.get("finish_reason") is not None
+    return bool((part_of(chunk, "delta") or {}).get("content"))

@@ -2,7 +2,6 @@
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -10,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from luthier.pipelines.data_processing.quality import LANGUAGES, Quality, Rules, assess, detect, judge
+from luthier.pipelines.data_processing.quality import Quality, Rules, assess, judge
 from luthier.records import RECORD
+from luthier.text.language import LANGUAGES
 
 
 def assessed(records, parameters):
@@ -145,39 +145,6 @@ def test_a_doubtful_language_counts_as_unknown():
     assert not dropped
 
 
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [
-        (ENGLISH, "en"),
-        (ENGLISH.upper(), "en"),
-        (ENGLISH.replace(" ", "\n"), "en"),
-        ("请问我的订单在哪里", "zh"),
-        ("我的订单QF-863149在哪里", "zh"),
-        ("где мой заказ", "ru"),
-        ("Wo ist <EMAIL_k3f7qz> https://example.com/where/is/my/order?", None),
-        ("Wo bleibt meine Bestellung? ```where is my order in this house```", "de"),
-        ("QF-863149 0049-12 abc123def456", None),
-        ("hi", None),
-        ("👍👍👍👍👍👍", None),
-        ("", None),
-        ("\ud800 \x00", None),
-        ("where is my order \udfff please", "en"),
-    ],
-)
-def test_languages(text, language):
-    ((found, confidence),) = detect([text])
-    assert found == language
-    assert (confidence == 0) == (language is None)
-    assert 0 <= confidence <= 1
-
-
-def test_threads_agree_and_no_network_is_needed(monkeypatch):
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it went to the network"))
-    texts = [ENGLISH, SPANISH, "hi"] * 50
-    with ThreadPoolExecutor(8) as pool:
-        assert len({tuple(found) for found in pool.map(lambda _: detect(texts), range(16))}) == 1
-
-
 def test_a_profile_overrides_what_it_names_for_its_source_only():
     parameters = Quality(rules=Rules(min_characters=3, max_run=4), profiles={"chat": Rules(min_characters=None)})
     texts = ["ok", "aaaaa"]
@@ -204,5 +171,4 @@ def test_nothing_gives_nothing():
 def test_no_text_takes_long(text):
     start = time.process_time()
     judge(text, Rules())
-    detect([text])
     assert time.process_time() - start < 2

