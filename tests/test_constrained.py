@@ -1,7 +1,5 @@
 """Whether answers can be held to a schema is known without a model, and is what holding them to it would say."""
 
-import sys
-
 import pytest
 from sharp import sharp_tiny
 
@@ -53,9 +51,3 @@ def test_what_is_no_schema_is_told():
     for other in (True, ["a"], "object"):
         with pytest.raises(UserError, match="it is no JSON object"):
             check_schema(other, "room.constrain", "data.answer_schema")
-
-
-def test_a_missing_extra_is_told_with_the_parameter_and_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(UserError, match=r"room\.constrain: .*pip install 'luthier\[constrained\]', or set it to false"):
-        check_schema(FOLLOWED[0], "room.constrain", "data.answer_schema")

@@ -1,7 +1,6 @@
 """Answers are those that transformers gives to one prompt at a time, whoever else is asked and however many at once."""
 
 import json
-import sys
 import time
 from collections import Counter
 
@@ -281,9 +280,3 @@ def test_a_constrained_answer_takes_the_likeliest_of_what_is_allowed(tiny):
 def test_a_schema_that_cannot_be_followed_is_told(tiny, schema):
     with pytest.raises(UserError, match="JSON Schema cannot be a constraint: "):
         JsonConstraint(tiny[1], schema)
-
-
-def test_a_missing_extra_is_told_with_the_command(tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(UserError, match="pip install"):
-        JsonConstraint(tiny[1], SCHEMA)

@@ -1,6 +1,6 @@
 """Answers that satisfy a JSON Schema, whatever the model: tokens that would break it cannot be chosen.
 
-llguidance (https://github.com/guidance-ai/llguidance, an extra) follows the answer and says which tokens may come next.
+llguidance (https://github.com/guidance-ai/llguidance) follows the answer and says which tokens may come next.
 Answers are compact JSON, with the properties in the order of the schema: the form in which `compact_json` writes them.
 """
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
 
 from luthier.errors import UserError
 from luthier.text.chat import end_tokens
@@ -23,17 +25,13 @@ def check_schema(schema: Any, parameter: str, named: str) -> None:
         named: where the schema comes from, such as `data.answer_schema`.
 
     Raises:
-        UserError: if there is no schema, llguidance is not installed, or it cannot follow the schema.
+        UserError: if there is no schema, or llguidance cannot follow it.
     """
     if not schema:
         raise UserError(
             f"{parameter}: {named} holds no schema that answers could be held to. Give one, or set {parameter} to false."
         )
-    try:
-        llguidance = _llguidance()
-    except UserError as error:
-        raise UserError(f"{parameter}: {error}, or set it to false.") from error
-    why = llguidance.LLMatcher.validate_grammar(_grammar(schema)) if isinstance(schema, Mapping) else "it is no JSON object"
+    why = LLMatcher.validate_grammar(_grammar(schema)) if isinstance(schema, Mapping) else "it is no JSON object"
     if why:
         raise UserError(
             f"{parameter}: answers cannot be held to {named}, which llguidance cannot follow: {why}\n"
@@ -41,18 +39,10 @@ def check_schema(schema: Any, parameter: str, named: str) -> None:
         )
 
 
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError as error:
-        raise UserError("Constrained answers need llguidance: pip install 'luthier[constrained]'") from error
-    return llguidance
-
-
 def _grammar(schema: Mapping[str, Any]) -> str:
     """Return the grammar of compact JSON that satisfies a schema."""
     compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-    grammar: str = _llguidance().LLMatcher.grammar_from_json_schema(dict(schema), defaults=compact)
+    grammar: str = LLMatcher.grammar_from_json_schema(dict(schema), defaults=compact)
     return grammar
 
 
@@ -67,16 +57,13 @@ class JsonConstraint:
             schema: a JSON Schema (draft 2020-12, without what llguidance cannot follow, such as `not`).
 
         Raises:
-            UserError: if llguidance is not installed, or cannot follow the schema or the tokenizer.
+            UserError: if llguidance cannot follow the schema or the tokenizer.
         """
-        llguidance = _llguidance()
-        from llguidance.hf import from_tokenizer
-
         try:
             self._tokenizer = from_tokenizer(tokenizer, eos_token=end_tokens(tokenizer))
         except ValueError as error:
             raise UserError(f"The answers of this model cannot be constrained: {error}") from error
-        self._first = llguidance.LLMatcher(self._tokenizer, _grammar(schema), log_level=0)
+        self._first = LLMatcher(self._tokenizer, _grammar(schema), log_level=0)
         if self._first.is_error():
             raise UserError(f"The JSON Schema cannot be a constraint: {self._first.get_error()}")
 

@@ -93,7 +93,6 @@ def test_a_model_that_is_not_here_has_answers_and_no_likelihoods(tiny, tmp_path)
 
 
 def test_answers_can_be_held_to_a_schema(tiny, tmp_path):
-    pytest.importorskip("llguidance")
     schema = {"type": "object", "properties": {"ok": {"enum": [True, None]}}, "required": ["ok"], "additionalProperties": False}
     held = LocalAnswerer("tuned", "held", lambda: tiny, 16, 512, schema)
     found = ask(held, questions(), AnswerStore(tmp_path))
