@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3.13 python3; do \
 PART ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-slow test-gpu check viz lab ui bench clean
+.PHONY: help run test coverage test-slow test-gpu check viz lab ui bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ run: $(VENV)/.runtime ## raw messages -> fine-tuned model -> comparison with the
 	$(BIN)/kedro run
 
 test: $(VENV)/.dev check ## checks and fast tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# takes half as long again: each process that a test starts is traced
+coverage: $(VENV)/.dev ## fast tests, and which lines they do not reach
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 test-slow: $(VENV)/.dev ## the slow tests: real models, real kills

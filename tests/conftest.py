@@ -1,10 +1,12 @@
 """What all tests share: a project of its own to run in."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from commands import kedro_in, make_project, output
+from filelock import FileLock
 from hypothesis import settings
 
 # the same examples on every run: a failure in CI is a failure at home
@@ -21,10 +23,16 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project in which `kedro run --env test` has been run. Read it; a test that changes it copies it."""
-    folder = make_project(tmp_path_factory.mktemp("finished") / "project")
-    done = kedro_in(folder, "run", "--env", "test")
-    assert done.returncode == 0, output(done)
-    (folder / "run.log").write_text(output(done))
+    # one run for all workers of pytest-xdist: the parent of their folders is their common one
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()
+    folder, failed = base / "finished" / "project", base / "finished" / "failed.log"
+    with FileLock(base / "finished.lock"):
+        if not folder.parent.exists():
+            make_project(folder)
+            done = kedro_in(folder, "run", "--env", "test")
+            (folder / "run.log" if done.returncode == 0 else failed).write_text(output(done))
+    assert not failed.exists(), failed.read_text()
     return folder
 
 

@@ -34,7 +34,7 @@ def main():
     data, parameters = DataParameters(**base["data"] | {"path": raw}), DataProcessingParameters(**steps)
     folders = FolderParameters(root=root, base_models=str(Path(work).parent / "models"), shards=work, work=work)
     last = (parameters, folders)
-    rows, sources = nodes.ingest_rows(data, *last)
+    rows, sources = nodes.ingest_rows(data, ModelParameters(base="tiny:llama"), *last)
     prompt, schema = nodes.fix_prompt_settings(sources, data, parameters), nodes.load_answer_schema(sources, data, folders)
     records, origins, quarantine = nodes.validate_rows(rows, sources, prompt, schema, data, *last)
     cleaned = nodes.clean_records(records, prompt, *last)[0]

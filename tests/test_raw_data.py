@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from luthier.configuration import DataParameters, FolderParameters
+from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.pipelines.data_processing import nodes
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
 from luthier.records import user_text
@@ -46,9 +46,9 @@ def processed(tmp_path_factory):
     steps = yaml.safe_load((ROOT / "conf/base/parameters_data_processing.yml").read_text())["data_processing"]
     data, parameters = DataParameters(**base["data"]), DataProcessingParameters(**steps)
     shards = tmp_path_factory.mktemp("shards")
-    folders = FolderParameters(root=str(ROOT), base_models="", shards=str(shards), work="")
+    folders = FolderParameters(root=str(ROOT), base_models=str(shards / "models"), shards=str(shards), work="")
     last = (parameters, folders)
-    rows, sources = nodes.ingest_rows(data, *last)
+    rows, sources = nodes.ingest_rows(data, ModelParameters(base="tiny:llama"), *last)
     prompt = nodes.fix_prompt_settings(sources, data, parameters)
     schema = nodes.load_answer_schema(sources, data, folders)
     records, origins, quarantine = nodes.validate_rows(rows, sources, prompt, schema, data, *last)

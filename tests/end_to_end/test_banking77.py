@@ -23,7 +23,7 @@ def test_the_documented_block_trains_on_a_csv(project):
     (project / "conf" / "test" / "parameters_data.yml").unlink(missing_ok=True)
     settings = yaml.safe_load((project / "conf" / "test" / "parameters.yml").read_text()) | block
     (project / "conf" / "test" / "parameters.yml").write_text(yaml.safe_dump(settings))
-    done = kedro_in(project, "run", "--env", "test")
+    done = kedro_in(project, "run", "--env", "test", "--pipelines", "data_processing,training,evaluation")
     assert done.returncode == 0, output(done)
     (path,) = (project / "data/08_reporting/evaluation.json").glob("*/evaluation.json")
     evaluation = json.loads(path.read_text())

@@ -189,7 +189,7 @@ def test_a_wrong_key_in_a_file_is_told_with_its_line(project):
     assert "local/parameters.yml:3 training.batchsize: unknown key (did you mean 'batch_size'?)" in output(done)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_training_goes_on_to_the_same_model(copied, signal_number):
     before = verify(newest(copied, "06_models/tuned_model"))["sha256"]
     shutil.rmtree(copied / "data/06_models/work")

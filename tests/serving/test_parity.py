@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
     last = (parameters, folders)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(nodes.KEY_VARIABLE, PII_KEY)
-        table, sources = nodes.ingest_rows(data, *last)
+        table, sources = nodes.ingest_rows(data, model, *last)
         prompt, schema = nodes.fix_prompt_settings(sources, data, parameters), nodes.load_answer_schema(sources, data, folders)
         records = nodes.validate_rows(table, sources, prompt, schema, data, *last)[0]
         scrubbed = nodes.scrub_records(nodes.clean_records(records, prompt, *last)[0], prompt, *last)[0]

@@ -37,9 +37,10 @@ def _executor(parameters: DataProcessingParameters, folders: FolderParameters) -
 
 
 def ingest_rows(
-    data: DataParameters, parameters: DataProcessingParameters, folders: FolderParameters
+    data: DataParameters, model: ModelParameters, parameters: DataProcessingParameters, folders: FolderParameters
 ) -> tuple[Shards, list[dict[str, Any]]]:
     """Read the user's files into rows with their line numbers, and say what each source looks like."""
+    resolve_base(model, folders)  # the last step needs its tokenizer: that there is no such model is told before the first
     executor = _executor(parameters, folders)
     rows, files = ingest.ingest(data, folders, executor, parameters.executor.rows_per_shard)
     shapes_of = validate.recognise_shapes(rows, data)

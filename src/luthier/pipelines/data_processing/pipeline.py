@@ -13,7 +13,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 func=nodes.ingest_rows,
-                inputs=["params:data", *SETTINGS],
+                inputs=["params:data", "params:model", *SETTINGS],
                 outputs=["ingested_rows", "sources"],
                 name="ingest_rows",
             ),

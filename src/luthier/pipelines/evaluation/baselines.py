@@ -5,10 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
-
 from luthier.text.prepare import compact_json, strict_json
 
 Answer = dict[str, Any]
@@ -53,6 +49,10 @@ def tfidf_answers(train_texts: Sequence[str], train_answers: Sequence[str], text
     A value that occurs once cannot be learnt by a classifier and is left out: a field of such values, like an order
     number, falls back to its most frequent value. Extraction is what a classifier cannot do.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
     if not texts:
         return []
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)

@@ -3,14 +3,15 @@
 import io
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from luthier.pipelines.evaluation.tables import label_of_model, main_metrics, metric_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {
     "majority": "#c9c3b8",
@@ -29,6 +30,12 @@ def _colours(models: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(further) for name in models}
 
 
+def _figure(**options: Any) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
 def _literal(text: str) -> str:
     r"""Return a label in which matplotlib sees no formula: two dollar signs would make one.
 
@@ -38,11 +45,11 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def plot_comparison(evaluation: dict[str, Any]) -> Figure:
+def plot_comparison(evaluation: dict[str, Any]) -> "Figure":
     """Draw the main figures of all models side by side, with their intervals."""
     metrics, models = main_metrics(evaluation), evaluation["models"]
     height = 0.8 / len(models)
-    figure = Figure(figsize=(9, 0.8 + (0.16 * len(models)) * len(metrics)), layout="constrained")
+    figure = _figure(figsize=(9, 0.8 + (0.16 * len(models)) * len(metrics)), layout="constrained")
     axes = figure.subplots()
     for place, (name, colour) in enumerate(_colours(models).items()):
         at = [number for number, metric in enumerate(metrics) if metric in models[name]]
@@ -61,12 +68,12 @@ def plot_comparison(evaluation: dict[str, Any]) -> Figure:
     return figure
 
 
-def plot_slices(slices: pd.DataFrame, name: str, metric: str) -> Figure:
+def plot_slices(slices: pd.DataFrame, name: str, metric: str) -> "Figure":
     """Draw a metric of the tuned model in each part of a slice, beside the base model and the champion."""
     table = slices[(slices["slice"] == name) & (slices["metric"] == metric)]
     tuned = table[table["model"] == "tuned"].sort_values("value").tail(MOST_PARTS)
     places = {part: place for place, part in enumerate(tuned["part"])}
-    figure = Figure(figsize=(9, 1.2 + 0.27 * len(places)), layout="constrained")
+    figure = _figure(figsize=(9, 1.2 + 0.27 * len(places)), layout="constrained")
     axes = figure.subplots()
     for model in ("base", "champion", "tuned"):
         rows = table[(table["model"] == model) & table["part"].isin(places)]
@@ -86,9 +93,9 @@ def plot_slices(slices: pd.DataFrame, name: str, metric: str) -> Figure:
     return figure
 
 
-def plot_calibration(calibration: dict[str, Any]) -> Figure:
+def plot_calibration(calibration: dict[str, Any]) -> "Figure":
     """Draw reliability diagrams: how often answers of a confidence are right."""
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    figure = _figure(figsize=(5.2, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#c9c3b8", linewidth=1)
     for name, colour in _colours(calibration).items():
@@ -107,14 +114,14 @@ def plot_calibration(calibration: dict[str, Any]) -> Figure:
     return figure
 
 
-def plot_confusion(scores: pd.DataFrame, field: str, most: int = 25) -> Figure:
+def plot_confusion(scores: pd.DataFrame, field: str, most: int = 25) -> "Figure":
     """Draw what the tuned model said (columns) for what was right (rows)."""
     tuned = scores[scores["model"] == "tuned"]
     classes = [str(name) for name in tuned[f"is_{field}"].value_counts().index[:most]]
     said = tuned[f"said_{field}"].where(tuned[f"said_{field}"].isin(classes), "other")
     counts = pd.crosstab(tuned[f"is_{field}"], said).reindex(index=classes, columns=[*classes, "other"], fill_value=0)
     size = max(4.0, 0.34 * len(classes) + 2)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    figure = _figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts.to_numpy(), cmap="Oranges")
     for row, column in zip(*counts.to_numpy().nonzero(), strict=True):
@@ -136,9 +143,9 @@ def plot_confusion(scores: pd.DataFrame, field: str, most: int = 25) -> Figure:
     return figure
 
 
-def plot_history(history: pd.DataFrame) -> Figure:
+def plot_history(history: pd.DataFrame) -> "Figure":
     """Draw the losses of the training that made the tuned model."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = _figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     steps = history[history["loss"].notna()]
     axes.plot(steps["step"], steps["loss"].rolling(15, min_periods=1, center=True).mean(), color="#8fa3b8", label="training")
@@ -153,8 +160,10 @@ def plot_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def as_svg(figure: Figure) -> str:
+def as_svg(figure: "Figure") -> str:
     """Return a figure as SVG for inlining; equal figures give equal text."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "luthier", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

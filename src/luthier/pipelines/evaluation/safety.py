@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from luthier.errors import UserError, did_you_mean
@@ -69,6 +67,9 @@ class Check(BaseModel):
     @classmethod
     def _is_schema(cls, schema: Any) -> Any:
         if isinstance(schema, dict):
+            from jsonschema import Draft202012Validator
+            from jsonschema.exceptions import SchemaError
+
             try:
                 Draft202012Validator.check_schema(schema)
             except SchemaError as error:
@@ -185,6 +186,8 @@ def failures(check: Check, answer: str) -> list[str]:
 
 
 def _schema_failures(schema: Mapping[str, Any], answer: str) -> list[str]:
+    from jsonschema import Draft202012Validator
+
     try:
         value = strict_json(answer)
         errors = [error.message for error in Draft202012Validator(schema).iter_errors(value)]

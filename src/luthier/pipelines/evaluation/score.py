@@ -1,10 +1,9 @@
 """Judge answers one by one, then put figures with intervals on each model and on the differences between them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jsonschema import Draft202012Validator
 from scipy.sparse import csr_array
 
 from luthier.artefacts import canonical_json
@@ -12,6 +11,9 @@ from luthier.errors import UserError
 from luthier.pipelines.evaluation.baselines import as_fields
 from luthier.stats import Estimate, Floats, mean_of, ratio_of, resamples
 from luthier.text.prepare import compact_json, strict_json
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 MODELS = ("majority", "tfidf", "base", "tuned")
 
@@ -27,13 +29,15 @@ def score_answers(answers: pd.DataFrame, schema: dict[str, Any]) -> pd.DataFrame
         the same rows with `valid`, `exact_match`, `field_accuracy`, and for each field `right_FIELD`, `is_FIELD`
         (expected value as JSON) and `said_FIELD` (answered value, or an empty string).
     """
+    from jsonschema import Draft202012Validator
+
     validator = Draft202012Validator(schema) if schema else None
     rows = answers.to_dict("records")
     fields = list(dict.fromkeys(name for row in rows for name in as_fields(str(row["expected"]))))
     return pd.DataFrame([{**row, **_judge(str(row["answer"]), str(row["expected"]), fields, validator)} for row in rows])
 
 
-def _judge(answer: str, expected: str, fields: list[str], validator: Draft202012Validator | None) -> dict[str, Any]:
+def _judge(answer: str, expected: str, fields: list[str], validator: "Draft202012Validator | None") -> dict[str, Any]:
     wanted = as_fields(expected)
     plain = wanted == {"answer": expected}
     try:
