@@ -12,6 +12,8 @@ from luthier.pipelines.evaluation import pipeline as evaluation
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.inference import pipeline as inference
 from luthier.pipelines.inference.parameters import InferenceParameters
+from luthier.pipelines.monitoring import pipeline as monitoring
+from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.pipelines.training import pipeline as training
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.serving.parameters import ServingParameters
@@ -26,6 +28,7 @@ PARAMETERS: dict[str, type[BaseModel]] = {
     "deployment": DeploymentParameters,
     "inference": InferenceParameters,
     "serving": ServingParameters,
+    "monitoring": MonitoringParameters,
 }
 
 
@@ -37,4 +40,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluation": evaluation.create_pipeline(),
         "deployment": deployment.create_pipeline(),
     }
-    return {**rooms, "inference": inference.create_pipeline(), "__default__": sum(rooms.values(), Pipeline([]))}
+    beside = {"inference": inference.create_pipeline(), "monitoring": monitoring.create_pipeline()}
+    return {**rooms, **beside, "__default__": sum(rooms.values(), Pipeline([]))}

@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
@@ -24,7 +21,7 @@ from luthier.serving.errors import ApiError, unavailable, without_places
 from luthier.serving.fleet import Fleet
 from luthier.serving.live import Live
 from luthier.serving.metrics import Metrics
-from luthier.serving.parameters import ExperimentParameters, ServingParameters
+from luthier.serving.parameters import ExperimentParameters, ServingParameters, running_experiment
 from luthier.serving.routing import Experiment, RouteTable, resolve_experiment
 
 logger = logging.getLogger(__name__)
@@ -50,7 +47,7 @@ class Follower:
         """
         self._registry, self._fleet, self._parameters, self._metrics = registry, fleet, parameters, metrics
         self._kept = kept
-        self._experiment = _kept_experiment(kept, parameters.experiment)
+        self._experiment = running_experiment(kept, parameters.experiment)
         self._standing: Standing
         self._serving: Experiment
         self._left: set[int] = set()
@@ -288,16 +285,3 @@ def _dealt(asked: ExperimentParameters, standing: Standing) -> Experiment:
 def _versions(experiment: Experiment) -> set[int]:
     found = {variant.version for variant in experiment.variants}
     return found if experiment.shadow is None else found | {experiment.shadow}
-
-
-def _kept_experiment(kept: Path | None, configured: ExperimentParameters) -> ExperimentParameters:
-    """Return the experiment that an administrator asked for, unless the parameters changed since."""
-    if kept is None or not kept.is_file():
-        return configured
-    try:
-        said: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if ExperimentParameters.model_validate(said["configured"]) == configured:
-            return ExperimentParameters.model_validate(said["asked"])
-    except (ValueError, KeyError, ValidationError) as error:
-        logger.warning("%s is no experiment and is not used: %s", kept, error)
-    return configured

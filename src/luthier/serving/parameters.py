@@ -1,14 +1,19 @@
 """Parameters of serving."""
 
+import json
+import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from luthier.configuration import FolderParameters, Parameters
 from luthier.serving.routing import widths
+
+logger = logging.getLogger(__name__)
 
 LOG_VARIABLE = "LUTHIER_REQUEST_LOG_URI"
 """Environment variable that names the database of the request log, in place of `serving.log.uri`."""
@@ -179,3 +184,16 @@ class ServingParameters(Parameters):
     """Champion and challengers."""
     engine: EngineParameters = Field(default_factory=EngineParameters)
     """What generates."""
+
+
+def running_experiment(kept: Path | None, configured: ExperimentParameters) -> ExperimentParameters:
+    """Return the experiment that an administrator asked for, unless the parameters changed since."""
+    if kept is None or not kept.is_file():
+        return configured
+    try:
+        said: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if ExperimentParameters.model_validate(said["configured"]) == configured:
+            return ExperimentParameters.model_validate(said["asked"])
+    except (ValueError, KeyError, ValidationError) as error:
+        logger.warning("%s is no experiment and is not used: %s", kept, error)
+    return configured

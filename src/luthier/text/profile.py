@@ -41,7 +41,7 @@ UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U
 # Lower edges: 0, then eight to the octave where whole numbers allow it, up to 16 million; the last bin is open.
 EDGES: NDArray[np.int64] = np.unique([0, *(round(2 ** (step / 8)) for step in range(8 * 24 + 1))])
 # Numbers are left out: every order number would be a word never seen.
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+")
+WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+")
 _FILTER_BITS = 1 << 20
 _FILTER_HASHES = 4
 _AT_ONCE = 4096  # texts
@@ -264,7 +264,7 @@ class _HashOf(dict[str, int]):
 
 def _words(texts: Sequence[str]) -> tuple[Unsigned, NDArray[np.bool_]]:
     """Return the hash of each word of all texts, and whether the next one follows it in the same text."""
-    found = [_WORD.findall((PLACEHOLDER.sub(" ", text) if "<" in text else text).casefold()) for text in texts]
+    found = [WORD.findall((PLACEHOLDER.sub(" ", text) if "<" in text else text).casefold()) for text in texts]
     hashes = np.fromiter(map(_HashOf().__getitem__, itertools.chain.from_iterable(found)), np.uint64)
     followed = np.ones(len(hashes), np.bool_)
     followed[np.cumsum([len(words) for words in found if words], dtype=np.int64) - 1] = False

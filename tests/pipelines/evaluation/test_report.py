@@ -13,7 +13,6 @@ import pytest
 from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate import decide
 from luthier.pipelines.evaluation.plots import (
-    as_svg,
     plot_calibration,
     plot_comparison,
     plot_confusion,
@@ -28,6 +27,7 @@ from luthier.pipelines.evaluation.score import MODELS, compare, worst_errors
 from luthier.pipelines.evaluation.slices import figures_by_slice
 from luthier.pipelines.evaluation.tables import difference_rows, label_of_model, metric_name, output_rows, table_rows
 from luthier.pipelines.evaluation.tasks import Tasks, compare_retention, score_by_tasks, times_of
+from luthier.svg import as_svg
 from luthier.text.prepare import compact_json
 
 NASTY = [

@@ -9,7 +9,7 @@ import pytest
 from commands import ROOT, SHARED
 from scipy.stats import binomtest
 
-from luthier.pipelines.monitoring.drift import NAMES, NUMBERS, SCALES, Reference, Rule, alarm, compare, one_per_subject
+from luthier.pipelines.monitoring.drift import NAMES, NUMBERS, SCALES, Reference, Rule, alarm, compare
 
 BANKING = SHARED / "banking77" / "train.csv"
 QUICK = Rule(draws=999)
@@ -134,17 +134,6 @@ def test_odd_rows_are_compared(own):
 )
 def test_an_alarm_needs_two_of_the_last_three_windows(windows, raised):
     assert alarm(windows) is raised
-
-
-def test_a_subject_gives_one_row_and_nobody_gives_all():
-    subjects = ["a", "a", "b", None, None, "a"]
-    rows = pd.DataFrame({"request": [f"r{n}" for n in range(6)], "subject": pd.array(subjects, "string")})
-    kept = one_per_subject(rows, "window")
-    assert kept["subject"].isna().sum() == 2
-    assert sorted(kept["subject"].dropna()) == ["a", "b"]
-    drawn = {one_per_subject(rows, f"{seed}")["request"].iloc[0] for seed in range(30)}
-    assert len(drawn) > 1
-    assert one_per_subject(rows.iloc[::-1], "window").sort_index().equals(kept)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ class EvaluationParameters(Parameters):
     """Evaluate on the first test examples only; null takes all."""
     constrain: bool = False
     """Compare also with the tuned model held to the answer schema, as `constrained`: what serving it so would bring. The gate
-    judges the tuned model as it is. Needs the extra `constrained`."""
+    judges the tuned model as it is."""
     tasks: Tasks = Field(default_factory=Tasks)
     """What answers are judged by."""
     champion: int | str | None = "champion"

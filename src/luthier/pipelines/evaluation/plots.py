@@ -1,6 +1,5 @@
 """Draw what an evaluation found."""
 
-import io
 import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -158,14 +157,3 @@ def plot_history(history: pd.DataFrame) -> "Figure":
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
-
-
-def as_svg(figure: "Figure") -> str:
-    """Return a figure as SVG for inlining; equal figures give equal text."""
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "luthier", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

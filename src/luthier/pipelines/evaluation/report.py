@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from luthier.pipelines.evaluation import plots, tables
 from luthier.pipelines.evaluation.gate_report import NEXT, render_markdown
+from luthier.svg import as_svg
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def as_html(shown: Shown) -> str:
             rules=tables.gate_rows(shown.gate),
             errors=shown.errors.to_dict("records"),
             data=shown.data_report,
-            comparison=plots.as_svg(plots.plot_comparison(evaluation)),
-            confusion=plots.as_svg(plots.plot_confusion(shown.scores, field)),
-            slices={name: plots.as_svg(plots.plot_slices(shown.slices, name, metric)) for name in sliced},
-            reliability=plots.as_svg(plots.plot_calibration(evaluation["calibration"])) if evaluation["calibration"] else "",
+            comparison=as_svg(plots.plot_comparison(evaluation)),
+            confusion=as_svg(plots.plot_confusion(shown.scores, field)),
+            slices={name: as_svg(plots.plot_slices(shown.slices, name, metric)) for name in sliced},
+            reliability=as_svg(plots.plot_calibration(evaluation["calibration"])) if evaluation["calibration"] else "",
             calibration=tables.calibration_rows(evaluation["calibration"]),
             robustness=tables.robustness_rows(evaluation),
             safety=tables.safety_rows(shown.safety),
@@ -98,7 +99,7 @@ def as_html(shown: Shown) -> str:
             outputs=tables.output_rows(evaluation),
             times=tables.time_rows(shown.times),
             lm_eval=tables.lm_eval_rows(evaluation["lm_eval"]),
-            history=plots.as_svg(plots.plot_history(shown.history)),
+            history=as_svg(plots.plot_history(shown.history)),
             field=field,
         )
     )

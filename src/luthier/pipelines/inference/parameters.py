@@ -34,7 +34,7 @@ class InferenceParameters(Parameters):
     """Numbers to compute in; `auto` is what this machine does fast."""
     constrain: bool = False
     """Hold every answer to the answer schema: that of the registered version, or for `base` that of `data.answer_schema`. A model
-    on this machine only. Needs the extra `constrained`."""
+    on this machine only."""
     rows_per_chunk: int = Field(default=256, ge=1)
     """Rows that are answered and stored together: what memory holds, and what a kill can lose."""
     scrub: ScrubSettings | None = Field(default_factory=ScrubSettings)

@@ -14,7 +14,7 @@ sides are new to what was learnt, and a permutation of them is fair. All other f
 Nothing depends on the order of rows, and chance is seeded by their content.
 
 What a test cannot know: rows of one person are alike, and windows of an hour differ by the time of the day. Give one row a
-subject (`one_per_subject`), and windows as long as what comes and goes by itself.
+subject (`observe`), and windows as long as what comes and goes by itself.
 """
 
 import hashlib
@@ -188,18 +188,6 @@ def alarm(drifted: Sequence[bool]) -> bool:
         drifted: of each window that was decided on, the oldest first.
     """
     return sum(drifted[-3:]) >= 2
-
-
-def one_per_subject(rows: pd.DataFrame, seed: str) -> pd.DataFrame:
-    """Return one row of each subject, drawn by a hash, and all rows without a subject.
-
-    Args:
-        rows: with `subject`, and `request` to draw by.
-        seed: another one draws others.
-    """
-    drawn = rows["request"].map(lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())
-    first = drawn == drawn.groupby(rows["subject"]).transform("min")
-    return rows[first | rows["subject"].isna()]
 
 
 def _learnt_features(reference: Reference, found: sparse.csr_matrix | None) -> dict[str, Embedding]:

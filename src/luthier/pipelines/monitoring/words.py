@@ -1,6 +1,5 @@
 """Texts as hashed words: how unusual a message is, measured against messages that are known."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +11,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
 from luthier.text.pii import PLACEHOLDER
-from luthier.text.profile import UNSPACED
+from luthier.text.profile import WORD
 
 Floats = NDArray[np.float64]
 DIMENSIONS = 4096
@@ -20,13 +19,11 @@ DIMENSIONS = 4096
 _PLACES = 1 << 18  # so many that two words of a vocabulary seldom share one
 _NEIGHBOURS = 3
 _ROWS_AT_ONCE = 2_000
-# as in the profile of the training data: numbers are left out, or every order number would be a new word
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+")
 
 
 def words_of(text: str | None) -> list[str]:
     """Return the words of a text in lower case, without placeholders of personal data."""
-    return _WORD.findall(PLACEHOLDER.sub(" ", text).casefold()) if text else []
+    return WORD.findall(PLACEHOLDER.sub(" ", text).casefold()) if text else []
 
 
 _HASHING = HashingVectorizer(analyzer=words_of, n_features=_PLACES, binary=True, norm=None, alternate_sign=False)

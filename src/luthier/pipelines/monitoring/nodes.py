@@ -1,0 +1,167 @@
+"""The steps of monitoring."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from luthier.configuration import FolderParameters
+from luthier.pipelines.monitoring import decision, drift, experiment, observe, plots, quality, report
+from luthier.pipelines.monitoring.changes import what_changed
+from luthier.pipelines.monitoring.parameters import MonitoringParameters
+from luthier.pipelines.monitoring.subjects import subjects_of
+from luthier.serving.parameters import ServingParameters, running_experiment
+from luthier.shards import Shards
+
+logger = logging.getLogger(__name__)
+
+
+def observe_requests(
+    requests: pd.DataFrame, split_records: Shards, parameters: MonitoringParameters
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut the requests into windows, and lay the training messages beside them."""
+    seen = observe.observe(requests, parameters.drift.window)
+    windows, waiting = seen.loc[seen["window"] >= 0, "window"].nunique(), int((seen["window"] == -1).sum())
+    logger.info("%s messages observed: %d windows, %d messages of the next", f"{len(seen):,}", windows, waiting)
+    return seen, observe.reference_of(split_records, parameters.drift.reference_rows)
+
+
+def measure_drift(observed: pd.DataFrame, reference: pd.DataFrame, parameters: MonitoringParameters) -> dict[str, Any]:
+    """Compare each window with the training messages, and say what has changed in the newest that drifted."""
+    known, rule = drift.Reference.of(reference), parameters.drift.rule()
+    windows, changed = [], None
+    for number, rows in observed[observed["window"] >= 0].groupby("window", sort=True):
+        found = drift.compare(known, rows, rule)
+        if found.drifted:
+            changed = what_changed(reference, rows).as_dict()
+        windows.append({"window": number, "from": _time(rows["at"].min()), "until": _time(rows["at"].max()), **found.as_dict()})
+    drifted = [window["drifted"] for window in windows]
+    alarm = drift.alarm(drifted)
+    logger.info("%d of %d windows have drifted%s", sum(drifted), len(drifted), ": alarm" if alarm else "")
+    waiting = int((observed["window"] == -1).sum())
+    return {
+        "alarm": alarm,
+        "windows": windows,
+        "waiting": waiting,
+        "window": parameters.drift.window,
+        "reference": len(reference),
+        "what_changed": changed,
+    }
+
+
+def measure_quality(
+    requests: pd.DataFrame, feedback: pd.DataFrame, parameters: MonitoringParameters, folders: FolderParameters
+) -> dict[str, Any]:
+    """Say of each version how good its answers are, as far as anybody said so."""
+    settings = parameters.quality
+    votes = quality.first_votes(feedback, settings.vote)
+    labels = quality.read_labels(folders.locate(settings.labels)) if settings.labels else {}
+    right = quality.labelled(requests, labels)
+    versions = quality.by_version(requests, votes, right)
+    too_low: list[str] = []
+    fallen: dict[str, Any] | None = None
+    if versions:
+        # the version that answers now: the last one that anybody saw, experiments aside
+        shown = requests[(requests["shadow_of"].isna() & requests["version"].notna()).to_numpy(bool)]
+        control = shown[(shown["served"].isna() | (shown["assigned"] == shown["served"])).to_numpy(bool)]
+        newest = int((control if len(control) else shown)["version"].iloc[-1])
+        for what, table, column, least in (
+            ("votes are up", votes, "up", settings.least_rating),
+            ("answers are right", right, "right", settings.least_accuracy),
+        ):
+            mine = table[(table["version"] == newest).to_numpy(bool)]
+            share = quality.Share.counted(int(mine[column].sum()), len(mine))
+            if quality.too_low(share, least, settings.alpha):
+                too_low.append(f"Only {share.good} of {share.of} {what} of version {newest}: fewer than {least:.0%}.")
+        fallen = quality.fallen(
+            votes[(votes["version"] == newest).to_numpy(bool)]["up"], settings.window, settings.fall, settings.alpha
+        )
+        if fallen is not None and fallen["fallen"]:
+            now, before = fallen["now"]["value"], fallen["before"]["value"]
+            too_low.append(f"Of version {newest} {now:.0%} of the newest votes are up, {before:.0%} were before.")
+    return {
+        "requests": len(requests),
+        "until": _time(requests["at"].max()) if len(requests) else None,
+        "checks": quality.checks(requests),
+        "versions": versions,
+        "votes": len(votes),
+        "labels": len(right),
+        "fallen": fallen,
+        "too_low": too_low,
+    }
+
+
+def analyse_experiment(
+    requests: pd.DataFrame,
+    feedback: pd.DataFrame,
+    serving: ServingParameters,
+    parameters: MonitoringParameters,
+    folders: FolderParameters,
+) -> list[dict[str, Any]]:
+    """Compare each challenger of the running experiment with its control."""
+    running = running_experiment(Path(folders.work).parent / "serving" / "experiment.json", serving.experiment)
+    weights = {variant.name: variant.weight for variant in running.variants}
+    control, *challengers = [name for name, weight in weights.items() if weight > 0] or [running.variants[0].name]
+    if not challengers:
+        return []
+    subjects = subjects_of(requests, feedback, running.id, parameters.quality.vote)
+    found = []
+    for challenger in challengers:
+        told = experiment.decide(subjects, parameters.experiment.plan(control, challenger, weights)).as_dict()
+        served = requests[((requests["served"] == challenger) & (requests["experiment"] == running.id)).to_numpy(bool)]
+        version = served["version"].dropna()
+        told |= {
+            "experiment": running.id,
+            "control": control,
+            "challenger": challenger,
+            "version": int(version.iloc[-1]) if len(version) else None,
+        }
+        logger.info("Experiment %s, %s against %s: %s. %s", running.id, challenger, control, told["decision"], told["why"])
+        found.append(told)
+    return found
+
+
+def decide(drift: dict[str, Any], live_quality: dict[str, Any], experiments: list[dict[str, Any]]) -> dict[str, Any]:
+    """Decide what is to be done."""
+    found = decision.decide(drift, live_quality, experiments)
+    logger.info("Decision: %s. %s", found["decision"], " ".join(found["why"]))
+    return found
+
+
+def log_monitoring(drift: dict[str, Any], live_quality: dict[str, Any], decided: dict[str, Any], page: str) -> None:
+    """Log figures, decision and page to the MLflow run that is active, if one is."""
+    import mlflow
+
+    if not mlflow.active_run():
+        return
+    figures = {
+        "monitoring/requests": float(live_quality["requests"]),
+        "monitoring/votes": float(live_quality["votes"]),
+        "monitoring/drift_alarm": float(drift["alarm"]),
+    }
+    if drift["windows"]:
+        figures |= {f"monitoring/drift/{change['feature']}": change["effect"] for change in drift["windows"][-1]["changes"]}
+    for version in live_quality["versions"]:
+        for name in ("rating", "accuracy", "failed"):
+            if version[name]["value"] is not None:
+                figures[f"monitoring/{name}/version_{version['version']}"] = version[name]["value"]
+    mlflow.log_metrics(figures)
+    mlflow.log_dict(decided, "monitoring_decision.json")
+    mlflow.log_text(page, "monitoring.html")
+    mlflow.set_tag("luthier.monitoring", decided["decision"])
+
+
+def report_monitoring(
+    observed: pd.DataFrame,
+    drift: dict[str, Any],
+    live_quality: dict[str, Any],
+    experiments: list[dict[str, Any]],
+    decided: dict[str, Any],
+) -> tuple[str, Any]:
+    """Show it to people: a page, and the picture of the windows."""
+    return report.as_html(observed, drift, live_quality, experiments, decided), plots.plot_drift(drift)
+
+
+def _time(at: pd.Timestamp) -> str:
+    return at.isoformat(timespec="seconds")

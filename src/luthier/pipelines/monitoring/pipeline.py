@@ -1,0 +1,56 @@
+"""Wiring of monitoring."""
+
+from kedro.pipeline import Node, Pipeline
+
+from luthier.pipelines.monitoring import nodes
+
+
+def create_pipeline() -> Pipeline:
+    """Request log, votes and training messages -> drift, quality, experiments -> a decision with its evidence."""
+    settings = "params:monitoring"
+    return Pipeline(
+        [
+            Node(
+                func=nodes.observe_requests,
+                inputs=["requests", "split_records", settings],
+                outputs=["observed_messages", "reference_messages"],
+                name="observe_requests",
+            ),
+            Node(
+                func=nodes.measure_drift,
+                inputs=["observed_messages", "reference_messages", settings],
+                outputs="drift",
+                name="measure_drift",
+            ),
+            Node(
+                func=nodes.measure_quality,
+                inputs=["requests", "feedback", settings, "params:folders"],
+                outputs="live_quality",
+                name="measure_quality",
+            ),
+            Node(
+                func=nodes.analyse_experiment,
+                inputs=["requests", "feedback", "params:serving", settings, "params:folders"],
+                outputs="experiments",
+                name="analyse_experiment",
+            ),
+            Node(
+                func=nodes.decide,
+                inputs=["drift", "live_quality", "experiments"],
+                outputs="monitoring_decision",
+                name="decide",
+            ),
+            Node(
+                func=nodes.report_monitoring,
+                inputs=["observed_messages", "drift", "live_quality", "experiments", "monitoring_decision"],
+                outputs=["monitoring_report", "drift_plot"],
+                name="report_monitoring",
+            ),
+            Node(
+                func=nodes.log_monitoring,
+                inputs=["drift", "live_quality", "monitoring_decision", "monitoring_report"],
+                outputs=None,
+                name="log_monitoring",
+            ),
+        ]
+    )

@@ -1,0 +1,210 @@
+"""Are the answers still good? What users say of them, and right answers that come later.
+
+Both are shares, so their intervals are Wilson's (1927), and what is said to be too low is shown by an exact binomial test: too
+few votes show nothing, however bad they are. Of several votes of one subject the first counts, and nobody counts twice.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+from scipy.stats import binom, binomtest, fisher_exact
+
+from luthier.artefacts import canonical_json
+from luthier.errors import UserError
+from luthier.pipelines.monitoring.subjects import OURS
+from luthier.text.prepare import strict_json
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of some are good."""
+
+    good: int
+    of: int
+    low: float | None
+    """Of the 95 % interval; null if there are none."""
+    high: float | None
+
+    @classmethod
+    def counted(cls, good: int, of: int) -> "Share":
+        """Return a share with its interval."""
+        if not of:
+            return cls(0, 0, None, None)
+        interval = binomtest(good, of).proportion_ci(method="wilson")
+        return cls(good, of, float(interval.low), float(interval.high))
+
+    @property
+    def value(self) -> float | None:
+        """The share itself."""
+        return self.good / self.of if self.of else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        return asdict(self) | {"value": self.value}
+
+
+def too_low(share: Share, least: float | None, alpha: float) -> bool:
+    """Tell whether it is shown that the true share lies below a limit."""
+    return least is not None and share.of > 0 and float(binom.cdf(share.good, share.of, least)) <= alpha
+
+
+def fallen(votes: "pd.Series[bool]", window: int, fall: float, alpha: float) -> dict[str, Any] | None:
+    """Compare the newest votes with those before, by Fisher's exact test.
+
+    Args:
+        votes: whether each is up, the oldest first.
+        window: how many are new.
+        fall: the smallest difference that counts.
+        alpha: chance to say that it has fallen though it has not.
+
+    Returns:
+        both shares, p and whether it has fallen; None while there are fewer than two windows.
+    """
+    if len(votes) < 2 * window:
+        return None
+    before, now = votes.iloc[:-window], votes.iloc[-window:]
+    table = [[int(now.sum()), int((~now).sum())], [int(before.sum()), int((~before).sum())]]
+    p = float(fisher_exact(table, alternative="less").pvalue)
+    shares = [Share.counted(good, good + bad) for good, bad in table]
+    drop = before.mean() - now.mean()
+    return {
+        "now": shares[0].as_dict(),
+        "before": shares[1].as_dict(),
+        "p": p,
+        "fallen": bool(p <= alpha and drop >= fall),
+    }
+
+
+def first_votes(votes: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the first vote of each subject on each version, the oldest first: `version`, `served`, `up`.
+
+    Args:
+        votes: from `luthier.serving.feedback.read_feedback`.
+        name: of the votes that count.
+    """
+    counted = votes[((votes["name"] == name) & votes["rating"].isin(["up", "down"])).to_numpy(bool)].sort_values(
+        ["at", "request"]
+    )
+    who = counted["subject"].fillna(counted["request"])
+    counted = counted[~counted.assign(who=who).duplicated(["who", "version"]).to_numpy()]
+    return pd.DataFrame(
+        {"version": counted["version"], "served": counted["served"], "up": (counted["rating"] == "up").to_numpy(bool)}
+    ).reset_index(drop=True)
+
+
+def read_labels(path: str) -> dict[str, Any]:
+    """Return the right answer of each request.
+
+    Raises:
+        UserError: naming each line that is none, or if the file cannot be read.
+    """
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError, ImportError) as error:
+        raise UserError(f"monitoring.quality.labels: {path} cannot be read: {error}") from error
+    found: dict[str, Any] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = strict_json(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("request"), str) or "answer" not in row:
+            problems.append(f'{PurePosixPath(path).name}:{number}  is not {{"request": ID, "answer": ...}}: {line[:80]}')
+        else:
+            found[row["request"]] = row["answer"]
+    if problems:
+        raise UserError("monitoring.quality.labels has bad lines; nothing was run.\n  " + "\n  ".join(problems[:20]))
+    return found
+
+
+def is_right(answer: str, label: Any) -> bool:
+    """Tell whether an answer is the right one: as JSON if both are, otherwise as text."""
+    if not isinstance(label, str):
+        wanted = label
+    else:
+        try:
+            wanted = strict_json(label)
+        except ValueError:
+            return answer.strip() == label.strip()
+    try:
+        return canonical_json(strict_json(answer)) == canonical_json(wanted)
+    except ValueError:
+        return False
+
+
+def labelled(requests: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
+    """Return the answers whose label came: `version`, `served`, `right`.
+
+    Args:
+        requests: from `luthier.serving.logged.read_requests`.
+        labels: request -> right answer.
+    """
+    answered = requests["answer"].notna() & requests["shadow_of"].isna()
+    known = requests[(answered & requests["request"].isin(list(labels))).to_numpy(bool)]
+    right = [is_right(a, labels[r]) for a, r in zip(known["answer"].tolist(), known["request"].tolist(), strict=True)]
+    columns = {"version": known["version"], "served": known["served"], "right": np.array(right, bool)}
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def by_version(requests: pd.DataFrame, votes: pd.DataFrame, right: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return what is known of each version that has answered.
+
+    Args:
+        requests: from `luthier.serving.logged.read_requests`.
+        votes: from `first_votes`.
+        right: from `labelled`.
+    """
+    shown = requests[(requests["shadow_of"].isna() & requests["version"].notna()).to_numpy(bool)]
+    found = []
+    for version in sorted(shown["version"].dropna().unique().tolist()):
+        rows = shown[(shown["version"] == version).to_numpy(bool)]
+        ups, rights = (table[(table["version"] == version).to_numpy(bool)] for table in (votes, right))
+        failed = rows["error"].isin(OURS)
+        found.append(
+            {
+                "version": int(version),
+                "requests": len(rows),
+                "failed": Share.counted(int(failed.sum()), len(rows)).as_dict(),
+                "rating": Share.counted(int(ups["up"].sum()), len(ups)).as_dict(),
+                "accuracy": Share.counted(int(rights["right"].sum()), len(rights)).as_dict(),
+                "seconds": _quantiles(rows["seconds"]),
+                "first_token_seconds": _quantiles(rows["first_token_seconds"]),
+                "completion_tokens": _quantiles(rows["completion_tokens"]),
+            }
+        )
+    return found
+
+
+def _quantiles(values: "pd.Series[Any]") -> dict[str, float] | None:
+    known = values.dropna().to_numpy(np.float64)
+    return {f"{q:g}": float(np.quantile(known, q)) for q in (0.5, 0.95)} if len(known) else None
+
+
+def checks(requests: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return what is wrong with the log itself: then figures that rest on it are too."""
+    shown = requests[requests["shadow_of"].isna().to_numpy(bool)]
+    answered = shown[shown["error"].isna().to_numpy(bool)]
+    told = {
+        "answers without a version": int(answered["version"].isna().sum()),
+        "answers without tokens": int(answered["completion_tokens"].isna().sum()),
+        "requests that took no time": int((shown["seconds"] <= 0).sum()),
+        "prompts that are no turns": sum(not _are_turns(prompt) for prompt in shown["prompt"].dropna()),
+    }
+    return [{"check": name, "rows": count, "passed": not count} for name, count in told.items()]
+
+
+def _are_turns(prompt: str) -> bool:
+    try:
+        turns = json.loads(prompt)
+    except ValueError:
+        return False
+    return isinstance(turns, list) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)

@@ -1,0 +1,231 @@
+"""From a real request log to a decision and its page: quiet traffic changes nothing, drift and bad votes are seen and told."""
+
+import json
+import random
+from datetime import timedelta
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.configuration import FolderParameters
+from luthier.errors import UserError
+from luthier.pipelines.monitoring import nodes, observe, quality
+from luthier.pipelines.monitoring.decision import DECISIONS
+from luthier.pipelines.monitoring.parameters import MonitoringParameters
+from luthier.serving.feedback import FeedbackRequest, FeedbackStore, read_feedback
+from luthier.serving.log import RequestLog
+from luthier.serving.logged import read_requests
+from luthier.serving.parameters import ServingParameters
+from tests.pipelines.monitoring.test_drift import own_messages
+from tests.serving.logs import NOON, logged, uri_of
+
+PARAMETERS = MonitoringParameters(drift={"window": 100, "draws": 499}, quality={"window": 50})
+OTHER = [
+    "my e-bike battery dies after ten kilometres",
+    "the brake disc of my bicycle squeals",
+    "can I charge the scooter in the rain",
+]
+MESSAGES = [str(text) for text in random.Random(0).sample(list(own_messages()), 1200)]
+
+
+def message(text, **facts):
+    """Return what the log is told of a message."""
+    known = {
+        "messages": [{"role": "user", "content": text}],
+        "answer": "{}",
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "version": 1,
+    }
+    return known | facts
+
+
+def logged_messages(folder, messages):
+    """Write messages into a log, a minute apart, and return its URI."""
+    uri = uri_of(folder)
+    with RequestLog(uri) as log:
+        for number, facts in enumerate(messages):
+            log.put(logged(number, at=NOON + timedelta(minutes=number), subject=f"s{number}", **facts))
+    return uri
+
+
+def vote(uri, votes):
+    with RequestLog(uri) as log:
+        store = FeedbackStore(log)
+        for number, rating in votes:
+            store.vote(FeedbackRequest(request_id=f"r{number:06d}", name="helpful", rating=rating))
+
+
+def watched(folder, uri, parameters=PARAMETERS, serving=None):
+    """Run all steps and return what they found."""
+    requests, votes = read_requests(uri), read_feedback(uri)
+    folders = FolderParameters(root=str(folder), base_models="", shards="", work=str(folder / "work"))
+    seen = observe.observe(requests, parameters.drift.window)
+    reference = pd.DataFrame({"text": MESSAGES[600:], "characters": [len(text) for text in MESSAGES[600:]]})
+    drift = nodes.measure_drift(seen, reference, parameters)
+    live = nodes.measure_quality(requests, votes, parameters, folders)
+    experiments = nodes.analyse_experiment(requests, votes, serving or ServingParameters(), parameters, folders)
+    decided = nodes.decide(drift, live, experiments)
+    page, figure = nodes.report_monitoring(seen, drift, live, experiments, decided)
+    json.dumps([drift, live, experiments, decided], allow_nan=False)
+    return {
+        "seen": seen,
+        "drift": drift,
+        "live": live,
+        "experiments": experiments,
+        "decided": decided,
+        "page": page,
+        "figure": figure,
+    }
+
+
+def test_quiet_traffic_is_left_alone(tmp_path):
+    found = watched(tmp_path, logged_messages(tmp_path, [message(text) for text in MESSAGES[:350]]))
+    assert (len(found["drift"]["windows"]), found["drift"]["waiting"]) == (3, 50)
+    assert found["decided"]["decision"] == "keep"
+    assert not found["drift"]["alarm"]
+    assert found["live"]["versions"][0]["requests"] == 350
+    assert 'Decision: <span class="keep">keep</span>' in found["page"]
+
+
+def test_drift_asks_for_a_retraining_and_says_what_is_new(tmp_path):
+    texts = [*MESSAGES[:100], *(OTHER * 34)[:100], *(OTHER * 34)[:100]]
+    found = watched(tmp_path, logged_messages(tmp_path, [message(text) for text in texts]))
+    assert [window["drifted"] for window in found["drift"]["windows"]] == [False, True, True]
+    assert found["decided"]["decision"] == "retrain"
+    assert "two" not in found["decided"]["why"][0]
+    assert "2 of the last three windows" in found["decided"]["why"][0]
+    assert {"bike", "battery", "brake", "scooter", "bicycle"} & {word["word"] for word in found["drift"]["what_changed"]["more"]}
+    assert "my e-bike battery dies" in found["page"]
+
+
+@pytest.mark.parametrize(
+    ("ups", "parameters", "expected"), [(0.9, {}, "keep"), (0.3, {}, "keep"), (0.3, {"least_rating": 0.6}, "retrain")]
+)
+def test_votes_below_the_limit_ask_for_a_retraining(tmp_path, ups, parameters, expected):
+    uri = logged_messages(tmp_path, [message(text) for text in MESSAGES[:100]])
+    vote(uri, [(number, "up" if number < 100 * ups else "down") for number in range(100)])
+    settings_ = PARAMETERS.model_copy(update={"quality": PARAMETERS.quality.model_copy(update={"window": 60} | parameters)})
+    found = watched(tmp_path, uri, settings_)
+    assert found["decided"]["decision"] == expected
+    share = found["live"]["versions"][0]["rating"]
+    assert (share["good"], share["of"]) == (round(100 * ups), 100)
+    assert share["low"] < share["value"] < share["high"]
+
+
+def test_a_fall_of_the_votes_is_seen(tmp_path):
+    uri = logged_messages(tmp_path, [message(text) for text in MESSAGES[:200]])
+    vote(uri, [(number, "up" if number < 150 and number % 10 else "down") for number in range(200)])
+    found = watched(tmp_path, uri)
+    assert found["live"]["fallen"]["fallen"]
+    assert found["decided"]["decision"] == "retrain"
+    assert "of the newest votes are up" in found["decided"]["why"][0]
+
+
+def test_late_labels_are_joined_and_judged_as_json_or_text(tmp_path):
+    answers = ['{"a":1,"b":2}', "plain", "wrong"]
+    uri = logged_messages(tmp_path, [message("hello", answer=answer) for answer in answers])
+    labels = [{"request": "r000000", "answer": {"b": 2, "a": 1}}, {"request": "r000001", "answer": " plain "}]
+    labels += [{"request": "r000002", "answer": "right"}, {"request": "elsewhere", "answer": "x"}]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    given = PARAMETERS.model_copy(update={"quality": PARAMETERS.quality.model_copy(update={"labels": "labels.jsonl"})})
+    accuracy = watched(tmp_path, uri, given)["live"]["versions"][0]["accuracy"]
+    assert (accuracy["good"], accuracy["of"]) == (2, 3)
+
+
+def test_bad_labels_are_told_all_at_once(tmp_path):
+    (tmp_path / "labels.jsonl").write_text('{"request": 1, "answer": "x"}\nnonsense\n\n{"request": "r1", "answer": "x"}\n')
+    with pytest.raises(UserError, match=r"(?s)labels\.jsonl:1 .*labels\.jsonl:2  is not"):
+        quality.read_labels(str(tmp_path / "labels.jsonl"))
+    with pytest.raises(UserError, match=r"monitoring\.quality\.labels: .*nothing\.jsonl cannot be read"):
+        quality.read_labels(str(tmp_path / "nothing.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("up", "expected"), [({"champion": 0.5, "challenger": 0.9}, "promote"), ({"champion": 0.9, "challenger": 0.4}, "roll back")]
+)
+def test_a_challenger_is_promoted_or_taken_back_on_the_votes_of_its_subjects(tmp_path, up, expected):
+    chance = random.Random(1)
+    serving = ServingParameters(
+        experiment={
+            "id": "e",
+            "variants": [
+                {"name": "champion", "version": 1, "weight": 0.5},
+                {"name": "challenger", "version": 2, "weight": 0.5},
+            ],
+        }
+    )
+    names = [chance.choice(["champion", "challenger"]) for _ in range(2000)]
+    answered = [{"seconds": 0.4 + chance.random(), "answer": "x" * chance.randint(20, 40)} for _ in names]
+    dealt = [
+        message("hello", experiment="e", assigned=name, served=name, version=1 if name == "champion" else 2, **facts)
+        for name, facts in zip(names, answered, strict=True)
+    ]
+    uri = logged_messages(tmp_path, dealt)
+    vote(uri, [(number, "up" if chance.random() < up[name] else "down") for number, name in enumerate(names)])
+    without_windows = PARAMETERS.model_copy(update={"drift": PARAMETERS.drift.model_copy(update={"window": 5000})})
+    found = watched(tmp_path, uri, without_windows, serving)
+    (experiment,) = found["experiments"]
+    assert (experiment["control"], experiment["challenger"], experiment["version"]) == ("champion", "challenger", 2)
+    assert found["decided"]["decision"] == expected, found["decided"]
+    assert (found["decided"]["version"], found["decided"]["variant"]) == (2, "challenger")
+    assert "challenger minus champion" in found["page"]
+
+
+def test_a_log_that_cannot_be_trusted_stops_every_other_decision(tmp_path):
+    found = watched(tmp_path, logged_messages(tmp_path, [message("hello", version=None)]))
+    assert found["decided"]["decision"] == "check"
+    assert "answers without a version" in found["decided"]["why"][0]
+
+
+def test_an_empty_log_is_no_mistake(tmp_path):
+    found = watched(tmp_path, logged_messages(tmp_path, []))
+    assert found["decided"]["decision"] == "keep"
+    assert found["live"]["until"] is None
+    assert "Nothing was answered yet" in found["page"]
+
+
+@settings(max_examples=15)
+@given(first=st.integers(0, 400), more=st.integers(0, 200), subjects=st.integers(1, 500))
+def test_windows_stay_what_they_were_while_messages_come_in(first, more, subjects):
+    rows = frame(first + more, subjects)
+    before, after = observe.observe(rows.iloc[:first], 50), observe.observe(rows, 50)
+    whole = before[before["window"] >= 0]
+    assert [after[name].head(len(whole)).tolist() for name in ("request", "window")] == [
+        whole[name].tolist() for name in ("request", "window")
+    ]
+    assert (after[after["window"] >= 0].groupby("window").size() == 50).all()
+    assert (after["window"] == -1).sum() < 50
+    assert not after.assign(day=after["at"].dt.floor("D")).duplicated(["subject", "day"]).any()
+
+
+def frame(size, subjects):
+    """Return requests, an hour apart, as the log's reader returns them."""
+    return pd.DataFrame(
+        {
+            "request": [f"r{n}" for n in range(size)],
+            "at": pd.Series([pd.Timestamp(NOON) + timedelta(hours=n / 10) for n in range(size)], dtype="datetime64[us, UTC]"),
+            "version": pd.array([1] * size, "Int64"),
+            "served": pd.array([None] * size, "string"),
+            "shadow_of": pd.array([None] * size, "string"),
+            "subject": pd.array([f"s{n * 7 % subjects}" for n in range(size)], "string"),
+            "turns": pd.array([1] * size, "Int64"),
+            "prompt": pd.array([json.dumps([{"role": "user", "content": f"text {n}"}]) for n in range(size)], "string"),
+            "prompt_characters": pd.array([6] * size, "Int64"),
+            "pii": pd.array(["{}"] * size, "string"),
+            "language": pd.array([None] * size, "string"),
+        }
+    )
+
+
+def test_every_decision_says_what_to_do_next():
+    from luthier.pipelines.monitoring.decision import NEXT
+
+    assert set(NEXT) == set(DECISIONS)
+
+
+def test_an_unknown_feature_is_told():
+    with pytest.raises(ValueError, match="no feature 'lenght'"):
+        MonitoringParameters(drift={"minimum": {"lenght": 0.1}})
