@@ -271,6 +271,136 @@ def serve(host: str | None, port: int | None, env: str | None) -> None:
     run_server(serving, place, partial(_announce, keys))
 
 
+@cli.command(cls=Command)
+@click.option("--once", is_flag=True, help="Look once: exit 0 for keep or promote, 3 where something is to be done.")
+@click.option("--act", is_flag=True, help="Do what was decided (monitoring.act); without it, it is only said.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Of its own /metrics; by default monitoring.port.")
+@env_option
+@click.pass_context
+def monitor(ctx: click.Context, once: bool, act: bool, port: int | None, env: str | None) -> None:
+    """Run the pipeline monitoring whenever there is enough that is new, and show what it finds to Prometheus."""
+    from datetime import timedelta
+
+    loader = _configuration(env)
+    parameters = _parameters(loader, env)
+    from luthier.configuration import FolderParameters
+    from luthier.pipelines.monitoring.parameters import MonitoringParameters
+    from luthier.serving.parameters import ServingParameters
+    from luthier.watching.acts import WHO, Actor, Limits
+    from luthier.watching.monitor import Monitor
+
+    settings, serving = MonitoringParameters(**(parameters.get("monitoring") or {})), ServingParameters(**parameters["serving"])
+    folders, acts = FolderParameters(**parameters["folders"]), settings.act
+    log_uri = serving.log.locate(folders, os.environ)
+    registry = _registry(env, who=WHO)
+    watching = Monitor(
+        registry,
+        Actor(
+            registry,
+            gateway=f"http://{serving.host}:{serving.port}",
+            log_uri=log_uri,
+            folder=Path(folders.locate(acts.corrections)),
+            project=_root(),
+            retraining_log=Path(folders.work).parent / "retraining.log",
+            env=env,
+            parameters=acts.parameters,
+            workflow=None if acts.workflow is None else acts.workflow.model_dump(),
+        ),
+        Limits(timedelta(hours=acts.cool_down_hours), acts.most_a_day) if act else None,
+        str(loader["globals"]["data"]),
+    )
+    if once:
+        decided = watching.look()
+        ctx.exit(0 if decided["decision"] in ("keep", "promote") else 3)
+    watching.watch(
+        log_uri,
+        settings.drift.window,
+        settings.every_seconds,
+        settings.patience_seconds,
+        settings.host,
+        settings.port if port is None else port,
+        click.echo,
+    )
+
+
+@cli.command(cls=Command)
+@click.argument("messages")
+@click.option("--rate", type=click.FloatRange(0.01, 1000), default=4.0, show_default=True, help="Messages a second.")
+@click.option("--count", type=click.IntRange(1), default=400, show_default=True, help="Messages in all.")
+@click.option("--drifted", metavar="FILE", help="Messages of another kind.")
+@click.option("--share", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of those.")
+@click.option("--votes", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of answers that are voted on.")
+@click.option("--up", multiple=True, metavar="[VARIANT=]SHARE", help="Share of votes up, of a variant or of all; by default 0.8.")
+@click.option(
+    "--labels", type=click.Path(dir_okay=False, path_type=Path), help="Add the right answers, where known, to this file."
+)
+@click.option("--url", help="The gateway; by default that of serving.host and serving.port.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order, the moments and the votes.")
+@env_option
+def simulate(
+    messages: str,
+    rate: float,
+    count: int,
+    drifted: str | None,
+    share: float,
+    votes: float,
+    up: tuple[str, ...],
+    labels: Path | None,
+    url: str | None,
+    seed: int,
+    env: str | None,
+) -> None:
+    """Send the messages of a file, such as data/01_raw/support_messages.jsonl, to the gateway as traffic, and vote on the answers."""
+    loader = _configuration(env)
+    parameters = _parameters(loader, env)
+    from luthier.configuration import DataParameters, FolderParameters
+    from luthier.serving.keys import first_key
+    from luthier.serving.parameters import ServingParameters
+    from luthier.simulation import Traffic, read_messages, send, write_labels
+
+    data, folders = DataParameters(**parameters["data"]), FolderParameters(**parameters["folders"])
+    serving = ServingParameters(**(parameters.get("serving") or {}))
+    traffic = Traffic(
+        usual=read_messages(messages, data, folders, "MESSAGES"),
+        drifted=read_messages(drifted, data, folders, "--drifted") if drifted else [],
+        share=share if drifted else 0.0,
+        rate=rate,
+        count=count,
+        votes=votes,
+        up=_shares_up(up),
+        seed=seed,
+    )
+    key = first_key(os.environ)
+    told = send(traffic, url or f"http://{serving.host}:{serving.port}", key, serving.model)
+    if labels is not None:
+        write_labels(told, labels)
+    for title, counts in (("answered", told.answered), ("failed", told.failed), ("votes", told.votes)):
+        for name, number in sorted(counts.items()):
+            click.echo(f"{title:9} {number:6,}  {name}")
+    if told.seconds:
+        ordered = sorted(told.seconds)
+        middle, late = (ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.95))
+        click.echo(f"seconds    {middle:.2f} at the median, {late:.2f} for the slowest 5 %")
+
+
+def _shares_up(given: tuple[str, ...]) -> dict[str, float]:
+    """Return the chance of a vote up by variant.
+
+    Raises:
+        UserError: naming what is none.
+    """
+    found = {"": 0.8}
+    for one in given:
+        variant, _, share = one.rpartition("=")
+        try:
+            found[variant] = float(share)
+        except ValueError:
+            raise UserError(f"--up: {one!r} is none of 0.8 and champion=0.8.") from None
+        if not 0 <= found[variant] <= 1:
+            raise UserError(f"--up: {one!r} is no share from 0 to 1.")
+    return found
+
+
 def _upstream_key(variable: str | None) -> str | None:
     """Return the key in an environment variable.
 
@@ -367,10 +497,10 @@ def _log_to_stderr() -> None:
             handler.console = Console(stderr=True)
 
 
-def _registry(env: str | None) -> "Registry":
+def _registry(env: str | None, who: str | None = None) -> "Registry":
     """Open the registry that `kedro run --env` writes to, without making Kedro's context, which takes seconds."""
     from luthier.quiet import quiet_trackers
-    from luthier.registry import Registry
+    from luthier.registry import Registry, whoami
 
     loader = _configuration(env)
     mlflow = loader["mlflow"]
@@ -382,7 +512,7 @@ def _registry(env: str | None) -> "Registry":
     # one experiment, one model: both carry the same name
     name = mlflow["tracking"]["experiment"]["name"]
     log_uri = os.environ.get("LUTHIER_LOG_URI")
-    return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, check=_check)
+    return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, _check, who and f"{who}, {whoami()}")
 
 
 def _check(package: Path, expected: str) -> None:

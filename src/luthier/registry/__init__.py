@@ -8,7 +8,7 @@ default in MLflow's database, to which lines are only ever added, each with the 
 of that line, its `previous` included, so two rollbacks go back twice and never return to what was just taken back.
 """
 
-from luthier.registry.log import FIRST, BusyError, DeploymentLog, Line, check_chain
+from luthier.registry.log import FIRST, BusyError, DeploymentLog, Line, check_chain, whoami
 from luthier.registry.registry import Registry, Standing, of_active_run
 from luthier.registry.store import check_bytes
 from luthier.registry.versions import Version
@@ -24,4 +24,5 @@ __all__ = [
     "check_bytes",
     "check_chain",
     "of_active_run",
+    "whoami",
 ]

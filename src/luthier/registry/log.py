@@ -58,7 +58,8 @@ class Line:
     who: str
     """user@machine."""
     action: str
-    """`promote`, `rollback`, or `repair` (aliases that disagreed with the log were set again)."""
+    """`promote`, `rollback`, `repair` (aliases that disagreed with the log were set again); or what the monitor did while the
+    champion stays: `retrain`, `end experiment`."""
     forced: bool
     """Whether the version had no passing gate."""
     version: int

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Connection
 
@@ -268,6 +268,19 @@ class Registry:
                 gate=target.gate,
                 manifest=restored.manifest,
             )
+
+    def note(self, action: Literal["retrain", "end experiment"], reason: str) -> Line:
+        """Write down what was done about the champion, which stays.
+
+        Raises:
+            UserError: if nothing was ever promoted, or another is at it.
+        """
+        with self.log.writer(action) as connection:
+            last = self._repair(connection)
+            if last is None:
+                raise UserError("No version was ever promoted (`kedro promote`): there is nothing to note in the deployment log.")
+            same = {name: getattr(last, name) for name in ("version", "previous", "below", "gate", "manifest")}
+            return self._write(connection, action=action, forced=False, from_version=last.version, reason=reason.strip(), **same)
 
     def repair(self) -> None:
         """Set aliases that disagree with the log; while another is at it, they are his to set.

@@ -122,3 +122,16 @@ def _digest(authorization: str | None) -> bytes:
     scheme, _, key = (authorization or "").partition(" ")
     given = key.strip() if scheme.lower() == "bearer" else ""
     return hashlib.sha256(given.encode(errors="surrogatepass")).digest()
+
+
+def first_key(environ: Mapping[str, str]) -> str:
+    """Return the first client's key, for a client on the same machine.
+
+    Raises:
+        UserError: if there is none.
+    """
+    entry = environ.get(CLIENT_VARIABLE, "").split(",")[0].strip()
+    if not entry:
+        raise UserError(f"{CLIENT_VARIABLE} is not set: put the key into it with which the gateway was started.")
+    named = _NAMED.fullmatch(entry)
+    return named[2] if named else entry

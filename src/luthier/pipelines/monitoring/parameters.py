@@ -144,6 +144,12 @@ class MonitoringParameters(Parameters):
 
     every_seconds: float = Field(default=15, ge=1, le=86_400)
     """How often `kedro monitor` looks whether there is anything new."""
+    patience_seconds: float = Field(default=300, ge=1)
+    """How long new requests and votes wait at most until the pipeline runs; a full window does not wait."""
+    host: str = "127.0.0.1"
+    """Address of `kedro monitor`'s own `/metrics`."""
+    port: int = Field(default=9464, ge=0, le=65535)
+    """Its port; 0 takes a free one."""
     drift: DriftParameters = Field(default_factory=DriftParameters)
     """Requests against training messages."""
     quality: QualityParameters = Field(default_factory=QualityParameters)

@@ -1,0 +1,189 @@
+"""Traffic as people make it, from files of messages: `kedro simulate`."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.progress import Progress
+
+from luthier.configuration import DataParameters, FolderParameters
+from luthier.errors import UserError
+from luthier.reading import as_json, find_files, read
+from luthier.text.prepare import PromptSettings, RowError, conversation
+from luthier.text.rows import asked
+
+AT_ONCE = 64
+"""Requests under way at most: a gateway that is slower than the rate is not asked faster and faster."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message that somebody sends, and the right answer if it is known."""
+
+    text: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is sent, how often, and what is said of the answers."""
+
+    usual: Sequence[Sent]
+    drifted: Sequence[Sent]
+    share: float
+    """Of drifted messages."""
+    rate: float
+    """Messages a second, at random moments."""
+    count: int
+    votes: float
+    """Share of answers that are voted on."""
+    up: Mapping[str, float]
+    """Chance of a vote up, by variant; `""` for all others."""
+    seed: int = 0
+
+    def messages(self) -> Iterator[Sent]:
+        """Yield what is sent: each message once before any comes again."""
+        chance = random.Random(self.seed)
+        usual, drifted = (_endless(rows, chance) for rows in (self.usual, self.drifted))
+        for _ in range(self.count):
+            yield next(drifted if self.drifted and chance.random() < self.share else usual)
+
+
+def _endless(rows: Sequence[Sent], chance: random.Random) -> Iterator[Sent]:
+    while True:
+        yield from chance.sample(rows, len(rows))
+
+
+@dataclass
+class Told:
+    """What came of it."""
+
+    answered: Counter[str] = field(default_factory=Counter)
+    """By variant and version."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """By code."""
+    votes: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    labels: list[dict[str, str]] = field(default_factory=list)
+    """Request -> right answer, where that is known: what `monitoring.quality.labels` reads."""
+
+
+def read_messages(path: str, data: DataParameters, folders: FolderParameters, option: str) -> list[Sent]:
+    """Read messages: by the templates of `data` where a row has their columns, otherwise by the names of its columns.
+
+    Rows that hold no message are passed over.
+
+    Raises:
+        UserError: if a file cannot be read, or no row holds a message.
+    """
+    settings = PromptSettings(user=data.user, assistant=data.assistant)
+    found = []
+    for file in find_files(path, folders, option):
+        for _, value, error in read(file, "auto", file, option):
+            text, why = as_json(value, error)
+            row = None if why else json.loads(text)
+            if isinstance(row, dict) and (sent := _sent(row, settings)) is not None:
+                found.append(sent)
+    if not found:
+        raise UserError(f"{option}: no row of {path} holds a message.")
+    return found
+
+
+def _sent(row: Mapping[str, Any], settings: PromptSettings) -> Sent | None:
+    for wanted in (settings, settings.model_copy(update={"assistant": None})):
+        try:
+            turns = conversation(row, wanted)
+        except RowError:
+            continue
+        texts = {turn["role"]: turn["content"] for turn in turns}
+        if "user" in texts:
+            return Sent(texts["user"], texts.get("assistant"))
+    try:
+        return Sent("\n".join(turn["content"] for turn in asked(row) if turn["role"] == "user"))
+    except RowError:
+        return None
+
+
+def send(traffic: Traffic, address: str, key: str, model: str) -> Told:
+    """Send everything, and wait for the answers.
+
+    Args:
+        traffic: what is sent.
+        address: of the gateway, such as `http://127.0.0.1:8080`.
+        key: of a client.
+        model: what is asked: `luthier` is dealt by the running experiment.
+
+    Raises:
+        UserError: if the gateway does not answer, or does not know the key.
+    """
+    return asyncio.run(_send(traffic, address, key, model))
+
+
+async def _send(traffic: Traffic, address: str, key: str, model: str) -> Told:
+    told, chance = Told(), random.Random(traffic.seed + 1)
+    limits = httpx.Limits(max_connections=AT_ONCE + 8)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=330, limits=limits, trust_env=False) as client:
+        await _greet(client, address)
+        places = asyncio.Semaphore(AT_ONCE)
+        run = f"{random.SystemRandom().getrandbits(48):012x}"  # a subject is somebody new in each simulation
+        with Progress(transient=True) as progress:
+            bar = progress.add_task("messages", total=traffic.count)
+            async with asyncio.TaskGroup() as group:
+                for number, sent in enumerate(traffic.messages()):
+                    await places.acquire()
+                    task = group.create_task(_one(client, model, f"{run}-{number}", sent, traffic, told))
+                    task.add_done_callback(lambda _: (places.release(), progress.advance(bar)))
+                    await asyncio.sleep(chance.expovariate(traffic.rate))
+    return told
+
+
+async def _greet(client: httpx.AsyncClient, address: str) -> None:
+    try:
+        answer = await client.get("/v1/models")
+    except httpx.HTTPError as error:
+        raise UserError(f"No gateway answers at {address} ({type(error).__name__}): `kedro serve` starts one.") from None
+    if answer.status_code == 401:
+        raise UserError("The gateway does not know the key in LUTHIER_API_KEYS: give it the one that it was started with.")
+
+
+async def _one(client: httpx.AsyncClient, model: str, subject: str, sent: Sent, traffic: Traffic, told: Told) -> None:
+    began = time.monotonic()
+    body = {"model": model, "messages": [{"role": "user", "content": sent.text}], "temperature": 0, "user": subject}
+    try:
+        answer = await client.post("/v1/chat/completions", json=body)
+        said = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        told.failed[type(error).__name__] += 1
+        return
+    if answer.status_code != 200:
+        told.failed[str(said.get("error", {}).get("code", answer.status_code))] += 1
+        return
+    told.seconds.append(time.monotonic() - began)
+    variant = answer.headers.get("x-luthier-variant", "")
+    told.answered[f"{variant or 'no variant'}, version {answer.headers.get('x-luthier-version')}"] += 1
+    if sent.answer is not None:
+        told.labels.append({"request": said["id"], "answer": sent.answer})
+    chance = random.Random(f"{traffic.seed} {subject}")
+    if chance.random() < traffic.votes:
+        rating = "up" if chance.random() < traffic.up.get(variant, traffic.up[""]) else "down"
+        try:
+            await client.post("/v1/feedback", json={"request_id": said["id"], "name": "helpful", "rating": rating})
+        except httpx.HTTPError as error:
+            told.failed[f"vote: {type(error).__name__}"] += 1
+            return
+        told.votes[f"{rating} for {variant or 'no variant'}"] += 1
+
+
+def write_labels(told: Told, file: Path) -> None:
+    """Add the right answers to a file of JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(label, ensure_ascii=False) + "\n" for label in told.labels)

@@ -1,0 +1,165 @@
+"""What is done without a person, and when it is not.
+
+    roll back   the version that lost is the champion: the registry brings back the one before. It is a challenger: the
+                gateway ends the experiment
+    retrain     what users corrected is written as raw data, then a training is started: here, or as a workflow of GitHub's
+
+Every act is a line of the deployment log. From there it is known what was done before: a cool-down and a most a day hold for all
+that act together, also after a restart.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from luthier.artefacts import write_atomically
+from luthier.errors import UserError
+from luthier.registry import Line, Registry
+from luthier.serving.feedback import corrections
+from luthier.serving.keys import ADMIN_VARIABLE
+
+WHO = "kedro monitor"
+"""How the deployment log calls who acts here; the user and the machine stand behind it."""
+_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How often."""
+
+    cool_down: timedelta
+    most_a_day: int
+
+    def why_not(self, lines: list[Line], now: datetime) -> str | None:
+        """Return why nothing may be done now; None if something may.
+
+        Args:
+            lines: of the deployment log.
+            now: with a time zone.
+        """
+        acted = [datetime.fromisoformat(line.at) for line in lines if line.who.startswith(WHO)]
+        if acted and now - acted[-1] < self.cool_down:
+            return f"the last act was at {acted[-1].isoformat(timespec='seconds')}, less than {self.cool_down} ago"
+        today = sum(now - at < timedelta(days=1) for at in acted)
+        return f"{today} acts within a day are enough" if today >= self.most_a_day else None
+
+
+@dataclass(frozen=True)
+class Actor:
+    """What an act needs."""
+
+    registry: Registry
+    """Writes as `WHO`."""
+    gateway: str
+    """Address of the gateway, for the end of an experiment."""
+    log_uri: str
+    """Of the request log."""
+    folder: Path
+    """For what users corrected."""
+    project: Path
+    """Where `kedro run` trains."""
+    retraining_log: Path
+    env: str | None
+    parameters: Mapping[str, Any]
+    """Of a retraining here."""
+    workflow: Mapping[str, str] | None
+    """Of GitHub: repository, workflow, ref, token_variable, api; trains in place of a run here."""
+
+    def plan(self, decided: Mapping[str, Any]) -> str | None:
+        """Say what would be done; None if nothing."""
+        if decided["decision"] == "roll back":
+            return "rollback" if self._lost_is_champion(decided) else "end experiment"
+        return "retrain" if decided["decision"] == "retrain" else None
+
+    def act(self, decided: Mapping[str, Any]) -> Line:
+        """Do what was decided, and write it down.
+
+        Args:
+            decided: from `luthier.pipelines.monitoring.decision.decide`, a decision that `plan` has an act for.
+
+        Raises:
+            UserError: if it cannot be done.
+        """
+        why = " ".join(decided["why"])
+        planned = self.plan(decided)
+        if planned == "rollback":
+            return self.registry.rollback(reason=why)
+        if planned == "end experiment":
+            self._end_experiment()
+            return self.registry.note("end experiment", why)
+        # first the line: two monitors that wake at once start one training
+        line = self.registry.note("retrain", why)
+        self.write_corrections()
+        self._dispatch() if self.workflow is not None else self._run()
+        return line
+
+    def _lost_is_champion(self, decided: Mapping[str, Any]) -> bool:
+        return bool(decided["version"] == self.registry.standing().aliases.get("champion"))
+
+    def write_corrections(self) -> Path | None:
+        """Write what users corrected since the last time as a file of raw data; None if there is nothing new.
+
+        Older files stay: the request log forgets after a while, and what a model was trained on must not.
+        """
+        known = {line for file in self.folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()}
+        lines = [json.dumps(row, ensure_ascii=False) for row in corrections(self.log_uri)]
+        text = "".join(f"{line}\n" for line in lines if line not in known)
+        if not text:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"corrections-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+        write_atomically(file, text)
+        return file
+
+    def _run(self) -> None:
+        given = ",".join(f"{name}={value}" for name, value in self.parameters.items())
+        command = [sys.executable, "-m", "kedro", "run", *(["--env", self.env] if self.env else [])]
+        self.retraining_log.parent.mkdir(parents=True, exist_ok=True)
+        with self.retraining_log.open("a") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(command[1:])}\n")
+            log.flush()
+            subprocess.Popen(
+                [*command, *(["--params", given] if given else [])],
+                cwd=self.project,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # it goes on when the monitor ends
+            )
+
+    def _dispatch(self) -> None:
+        assert self.workflow is not None
+        token = os.environ.get(self.workflow["token_variable"])
+        if not token:
+            raise UserError(f"monitoring.act.workflow.token_variable: {self.workflow['token_variable']} is not set.")
+        path = f"/repos/{self.workflow['repository']}/actions/workflows/{self.workflow['workflow']}/dispatches"
+        _post(f"{self.workflow['api']}{path}", token, {"ref": self.workflow["ref"]}, "GitHub")
+
+    def _end_experiment(self) -> None:
+        key = os.environ.get(ADMIN_VARIABLE)
+        if not key:
+            raise UserError(f"To end an experiment the gateway asks for the key in {ADMIN_VARIABLE}, which is not set.")
+        standing = _post(f"{self.gateway}/admin/reload", key, None, "The gateway")["experiment"]
+        control = standing["variants"][0]
+        body = {"id": f"{standing['id'][:58]}-ended", "variants": [{**control, "weight": 1.0}]}
+        _post(f"{self.gateway}/admin/experiment", key, body, "The gateway")
+
+
+def _post(url: str, key: str, body: Any, whom: str) -> Any:
+    try:
+        answer = requests.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=_SECONDS)
+    except requests.RequestException as error:
+        raise UserError(f"{whom} does not answer at {urlsplit(url).netloc}: {type(error).__name__}") from None
+    if answer.status_code >= 300:
+        raise UserError(f"{whom} refused ({answer.status_code}): {answer.text[:300]}")
+    return answer.json() if answer.content else None

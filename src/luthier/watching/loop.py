@@ -1,0 +1,79 @@
+"""Look when there is something new."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import func, select
+
+from luthier.errors import UserError
+from luthier.serving.tables import FEEDBACK, REQUESTS, existing_log, open_database
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class News:
+    """How much there is to see."""
+
+    requests: int
+    votes: int
+    newest: str
+    """When a vote was last cast or changed."""
+
+
+def news_of(uri: str) -> News | None:
+    """Count requests and votes; None while there is no log.
+
+    Args:
+        uri: of the request log.
+    """
+    try:
+        with existing_log(open_database(uri)) as connection:
+            requests = connection.execute(select(func.count()).select_from(REQUESTS)).scalar_one()
+            votes, newest = connection.execute(select(func.count(), func.max(FEEDBACK.c.updated_at)).select_from(FEEDBACK)).one()
+            return News(requests, votes, newest or "")
+    except UserError:
+        return None
+
+
+def watch(
+    look: Callable[[], None],
+    news: Callable[[], News | None],
+    window: int,
+    every: float,
+    patience: float,
+    stop: threading.Event,
+) -> None:
+    """Look as soon as a window's worth of requests has come, and some time after anything else.
+
+    Args:
+        look: runs the pipeline; what it raises is logged, and it is tried again.
+        news: how much there is to see.
+        window: requests.
+        every: seconds between two counts.
+        patience: seconds that other news waits at most.
+        stop: ends it.
+    """
+    seen: News | None = None
+    looked = -float("inf")
+    while not stop.is_set():
+        now = news()
+        waited = time.monotonic() - looked >= patience
+        if now is not None and now != seen and (seen is None or now.requests // window != seen.requests // window or waited):
+            looked = time.monotonic()
+            look()
+            seen = now
+        stop.wait(every)
+
+
+def utc_of(version: str) -> datetime:
+    """Return when a version of Kedro's was made.
+
+    >>> utc_of("2026-11-28T03.02.58.738Z").isoformat()
+    '2026-11-28T03:02:58.738000+00:00'
+    """
+    return datetime.strptime(version, "%Y-%m-%dT%H.%M.%S.%fZ").replace(tzinfo=UTC)

@@ -1,0 +1,124 @@
+"""One look, or look after look: run the pipeline, show what it found, act if that is allowed."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from prometheus_client import start_http_server
+
+from luthier.errors import UserError
+from luthier.registry import Registry
+from luthier.remote import open_storage
+from luthier.watching.acts import Actor, Limits
+from luthier.watching.gauges import Gauges
+from luthier.watching.loop import news_of, utc_of, watch
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Looks, shows, acts."""
+
+    def __init__(self, registry: Registry, actor: Actor, limits: Limits | None, data: str) -> None:
+        """Look at nothing yet.
+
+        Args:
+            registry: whose deployment log is shown.
+            actor: does what was decided.
+            limits: of acts; None says what would be done, and does nothing.
+            data: root of the catalog's data sets.
+        """
+        self._registry, self._actor, self._limits, self._data = registry, actor, limits, data
+        self._gauges = Gauges()
+
+    def look(self) -> dict[str, Any]:
+        """Run the pipeline in a process of its own, and return the decision.
+
+        Raises:
+            UserError: if it failed, or what was decided cannot be done.
+        """
+        command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring"]
+        env = ["--env", self._actor.env] if self._actor.env else []
+        if subprocess.run([*command, *env], cwd=self._actor.project, check=False).returncode:
+            raise UserError("The pipeline monitoring failed; what it says stands above.")
+        self._gauges.looked(time.time())
+        self.show()
+        decided: dict[str, Any] = self._newest("monitoring_decision")
+        self._act(decided)
+        return decided
+
+    def show(self) -> None:
+        """Show the newest findings that there are."""
+        _, evaluated = self._files("evaluation")
+        self._gauges.show(self._newest, utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
+        self._gauges.deployments(self._registry.log.lines())
+
+    def watch(
+        self, log_uri: str, window: int, every: float, patience: float, host: str, port: int, tell: Callable[[str], None]
+    ) -> None:
+        """Look until SIGINT or SIGTERM.
+
+        Raises:
+            UserError: if the address of `/metrics` is taken.
+        """
+        try:
+            server, thread = start_http_server(port, host, self._gauges.registry)
+        except OSError as error:
+            raise UserError(f"monitoring.host and --port: {host}:{port} cannot be listened on: {error.strerror}") from None
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        tell(f"Metrics:  http://{host}:{server.server_port}/metrics")
+        tell(f"It looks when {window} more requests have come, or {patience:g} s after anything else. Ctrl-C stops it.")
+        self.show()
+        try:
+            watch(self._look_safely, partial(news_of, log_uri), window, every, patience, stop)
+        finally:
+            server.shutdown()
+            thread.join()
+
+    def _look_safely(self) -> None:
+        try:
+            self.look()
+        except UserError as error:
+            self._gauges.failures.inc()
+            logger.error("%s", error)
+
+    def _act(self, decided: dict[str, Any]) -> None:
+        planned = self._actor.plan(decided)
+        if planned is None:
+            return
+        if self._limits is None:
+            logger.warning("With --act this would follow: %s.", planned)
+            return
+        why_not = self._limits.why_not(self._registry.log.lines(), datetime.now(UTC))
+        if why_not is not None:
+            logger.warning("Not done, %s: %s.", planned, why_not)
+            self._gauges.acts.labels(planned, "held back").inc()
+            return
+        try:
+            line = self._actor.act(decided)
+        except UserError:
+            self._gauges.acts.labels(planned, "failed").inc()
+            raise
+        self._gauges.acts.labels(planned, "done").inc()
+        self._gauges.deployments(self._registry.log.lines())
+        logger.warning("Done, line %d of the deployment log: %s.", line.number, planned)
+
+    def _newest(self, name: str) -> Any:
+        storage, files = self._files(name)
+        return json.loads(storage.cat_file(files[-1])) if files else None
+
+    def _files(self, name: str) -> tuple[Any, list[str]]:
+        """Return the versions of a JSON data set, the oldest first, and what they are stored in."""
+        path = f"{self._data}/08_reporting/{name}.json"
+        storage, place = open_storage(path if "://" in path else f"file://{path}")
+        return storage, sorted(storage.glob(f"{place}/*/*.json"))
