@@ -350,7 +350,7 @@ def simulate(
     seed: int,
     env: str | None,
 ) -> None:
-    """Send the messages of a file, such as data/01_raw/support_messages.jsonl, to the gateway as traffic, and vote on the answers."""
+    """Send MESSAGES, such as data/01_raw/support_messages.jsonl, to the gateway as traffic, and vote on the answers."""
     loader = _configuration(env)
     parameters = _parameters(loader, env)
     from luthier.configuration import DataParameters, FolderParameters

@@ -140,7 +140,8 @@ async def _send(traffic: Traffic, address: str, key: str, model: str) -> Told:
                 for number, sent in enumerate(traffic.messages()):
                     await places.acquire()
                     task = group.create_task(_one(client, model, f"{run}-{number}", sent, traffic, told))
-                    task.add_done_callback(lambda _: (places.release(), progress.advance(bar)))
+                    task.add_done_callback(lambda _: places.release())
+                    task.add_done_callback(lambda _: progress.advance(bar))
                     await asyncio.sleep(chance.expovariate(traffic.rate))
     return told
 
