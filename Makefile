@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3.13 python3; do \
 PART ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help run test coverage test-slow test-gpu check viz lab ui bench clean
+.PHONY: help run test coverage test-slow test-gpu check viz lab ui observe bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lab: $(VENV)/.dev ## notebooks with `catalog` loaded
 
 ui: $(VENV)/.runtime ## MLflow, on this machine only
 	$(BIN)/kedro mlflow ui
+
+observe: $(VENV)/.runtime ## gateway, monitor, Prometheus and Alertmanager, on this machine only
+	$(BIN)/python deploy/observe.py
 
 bench: $(VENV)/.dev ## benchmarks against peers; PART=training runs one
 	$(BIN)/python benchmarks/run.py $(PART)

@@ -43,6 +43,11 @@ class Batch:
         self._may_read = READ_TOKENS  # before the next token of the answers under way
 
     @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are held."""
+        return sum(map(len, self._prefixes.held))
+
+    @property
     def is_full(self) -> bool:
         """Whether no further row can come in."""
         return None not in self._slots

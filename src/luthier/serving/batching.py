@@ -140,7 +140,7 @@ class BatchingEngine:
         """Return how it is, at once."""
         with self._changed:
             running, queued = len(self._tickets), len(self._queue)
-        return Status(self._is_alive(), running, queued, self._tokens_total, self._last_progress)
+        return Status(self._is_alive(), running, queued, self._tokens_total, self._last_progress, self._batch.cached)
 
     def submit(self, prompt: list[int], sampling: Sampling, on_event: Callable[[Event], None]) -> Ticket:
         """Take a request.

@@ -21,6 +21,8 @@ class Status:
     """Tokens of answers since it started."""
     last_progress: float | None
     """`time.monotonic()` of the last token, or of the first request after a time without any; None before it."""
+    cached: int | None = None
+    """Tokens whose keys and values it holds, as far as it says."""
 
 
 class Engine(Protocol):

@@ -262,34 +262,36 @@ class Exchange:
             prompt,
             completion,
             error,
+            self.finish,
             operation="shadow" if self.shadow_of else "chat",
         )
-        self.gateway.log.put(
-            LoggedRequest(
-                request=self.id,
-                at=self.at,
-                asked=self.model,
-                status=status,
-                seconds=seconds,
-                streamed=bool(self.model and self.asked.stream),
-                client=self.client,
-                experiment=route.experiment if route else None,
-                assigned=route.assigned if route else None,
-                served=served,
-                version=version,
-                manifest=answered.manifest if answered else None,
-                shadow_of=self.shadow_of,
-                subject=self.subject,
-                error=error,
-                finish=self.finish,
-                first_token_seconds=self.first_token_seconds,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                language=language,
-                messages=turns,
-                answer=answer,
-            )
+        row = LoggedRequest(
+            request=self.id,
+            at=self.at,
+            asked=self.model,
+            status=status,
+            seconds=seconds,
+            streamed=bool(self.model and self.asked.stream),
+            client=self.client,
+            experiment=route.experiment if route else None,
+            assigned=route.assigned if route else None,
+            served=served,
+            version=version,
+            manifest=answered.manifest if answered else None,
+            shadow_of=self.shadow_of,
+            subject=self.subject,
+            error=error,
+            finish=self.finish,
+            first_token_seconds=self.first_token_seconds,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            language=language,
+            messages=turns,
+            answer=answer,
         )
+        if turns is not None and self.shadow_of is None:
+            self.gateway.metrics.asked(sum(len(turn["content"]) for turn in turns), language, row.findings)
+        self.gateway.log.put(row)
 
     async def _shadow(self, version: int) -> None:
         """Let another version answer the same; nobody is shown what it says."""

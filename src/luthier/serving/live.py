@@ -14,6 +14,7 @@ from luthier.serving.limits import RateLimit, Slots
 from luthier.serving.log import RequestLog
 from luthier.serving.metrics import Metrics
 from luthier.serving.parameters import ExperimentParameters, ServingParameters
+from luthier.serving.resources import Resources
 from luthier.serving.routing import RouteTable
 from luthier.text.language import language_of
 from luthier.text.prepare import PromptSettings
@@ -97,7 +98,13 @@ class Gateway:
         self.rate = RateLimit(self.parameters.limits.rate_per_minute)
         self.votes = ThreadPoolExecutor(2, "votes")
         self.metrics.serving(self.live.table)
+        self.metrics.registry.register(
+            Resources(lambda: {version: served.engine for version, served in self.live.engines.items()})
+        )
         language_of("")  # takes half a second when it is first asked
+
+    def _engines(self) -> dict[int, Engine]:
+        return {version: served.engine for version, served in self.live.engines.items()}
 
     def switch(self, live: Live) -> None:
         """Serve this from the next request on. Called in the thread of the event loop."""

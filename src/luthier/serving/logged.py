@@ -64,6 +64,11 @@ class LoggedRequest:
     """What the model wrote, before values were put back in the place of placeholders."""
 
     @property
+    def findings(self) -> dict[str, int]:
+        """How often personal data was taken out of the turns, by kind."""
+        return Counter(kind for turn in self.messages or () for kind in _kinds(turn["content"]))
+
+    @property
     def characters(self) -> int:
         """Characters of its texts."""
         return sum(len(turn["content"]) for turn in self.messages or ()) + len(self.answer or "")
@@ -72,7 +77,6 @@ class LoggedRequest:
 def row_of(request: LoggedRequest, keep_text: bool) -> dict[str, Any]:
     """Return a request as a row of the table; its features are taken from its text, whether that is kept or not."""
     turns = request.messages
-    hits = Counter(kind for turn in turns or () for kind in _kinds(turn["content"]))
     return storable(
         REQUESTS,
         {
@@ -81,7 +85,7 @@ def row_of(request: LoggedRequest, keep_text: bool) -> dict[str, Any]:
             "turns": None if turns is None else len(turns),
             "prompt_characters": None if turns is None else sum(len(turn["content"]) for turn in turns),
             "answer_characters": None if request.answer is None else len(request.answer),
-            "pii": None if turns is None else canonical_json(hits),
+            "pii": None if turns is None else canonical_json(request.findings),
             "prompt": json.dumps(turns, ensure_ascii=False) if turns is not None and keep_text else None,
             "answer": request.answer if keep_text else None,
         },

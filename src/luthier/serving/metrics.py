@@ -5,24 +5,30 @@ buckets of the histograms are those that it asks for. Labels only take values fr
 model name that a client made up is never one: each new value would be a time series for ever.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from luthier.serving.completion import Finish
 from luthier.serving.errors import CODES, Code
 from luthier.serving.routing import RouteTable
+from luthier.text.language import LANGUAGES
+from luthier.text.pii import PII_KINDS
 
 DURATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 FIRST_TOKENS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
+CHARACTERS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 102400)
 OTHER, NONE = "other", "none"
 """What stands for a value that is not known, and for one that there is none of."""
 Reload = Literal["reloaded", "unchanged", "failed"]
 Feedback = Literal["created", "updated", "unchanged", "refused"]
 Rating = Literal["up", "down"]
-_LABELS = ("gen_ai_operation_name", "gen_ai_request_model", "gen_ai_response_model", "error_type", "variant", "model_version")
+_SERVED = ("variant", "model_version")
+_LABELS = ("gen_ai_operation_name", "gen_ai_request_model", "gen_ai_response_model", "error_type", *_SERVED)
 
 
 class Metrics:
@@ -61,6 +67,12 @@ class Metrics:
             buckets=TOKENS,
             registry=registry,
         )
+        self._finished = Counter("luthier_answers", "By why they ended.", ("finish_reason", *_SERVED), registry=registry)
+        self._characters = Histogram(
+            "luthier_input_characters", "Of the messages of a request.", buckets=CHARACTERS, registry=registry
+        )
+        self._languages = Counter("luthier_input_language", "Requests by language.", ("language",), registry=registry)
+        self._pii = Counter("luthier_input_pii", "Personal data that was taken out, by kind.", ("kind",), registry=registry)
         self.running = Gauge("luthier_requests_running", "Requests that an engine is answering.", registry=registry)
         self.queued = Gauge("luthier_requests_queued", "Requests that wait for an engine.", registry=registry)
         self.log_dropped = Counter(
@@ -94,6 +106,7 @@ class Metrics:
         prompt_tokens: int | None = None,
         completion_tokens: int | None = None,
         error: Code | None = None,
+        finish: Finish | None = None,
         operation: str = "chat",
     ) -> None:
         """Count one request, answered or not.
@@ -108,6 +121,7 @@ class Metrics:
             prompt_tokens: of the messages, if they were counted.
             completion_tokens: of the answer.
             error: why it failed, if it did.
+            finish: why the answer ended.
             operation: what was asked for, as OpenTelemetry names it.
         """
         labels = (
@@ -123,9 +137,24 @@ class Metrics:
             self._first_token.labels(*labels).observe(first_token_seconds)
             if completion_tokens is not None and completion_tokens > 1:
                 self._per_token.labels(*labels).observe((seconds - first_token_seconds) / (completion_tokens - 1))
+        if finish is not None:
+            self._finished.labels(finish, *labels[-2:]).inc()
         for kind, tokens in (("input", prompt_tokens), ("output", completion_tokens)):
             if tokens is not None:
                 self._tokens.labels(*labels, kind).observe(tokens)
+
+    def asked(self, characters: int, language: str | None, findings: Mapping[str, int]) -> None:
+        """Count what a request brought.
+
+        Args:
+            characters: of all its messages.
+            language: of ISO 639-1; None if it cannot be told.
+            findings: kind of personal data -> how often it was taken out.
+        """
+        self._characters.observe(characters)
+        self._languages.labels(language if language in LANGUAGES else NONE).inc()
+        for kind, count in findings.items():
+            self._pii.labels(kind if kind in PII_KINDS else OTHER).inc(count)
 
     def serving(self, table: RouteTable) -> None:
         """Say what is served from now on. What was served before stays known: its last requests are still to be counted."""

@@ -126,6 +126,7 @@ class Supervised:
         self._settings, self._processes = settings, processes or Processes(spare=False)
         self._on_restart = on_restart
         self._last_token: float | None = None
+        self._cached: int | None = None
         """`time.monotonic()` of the worker's last token, as it says."""
         self._closed = False
         self._silence, self._total = silence_seconds, total_seconds
@@ -185,7 +186,7 @@ class Supervised:
         now = self._upstream.status()
         # the worker knows of the tokens of answers that are sent as a whole
         last = max((at for at in (now.last_progress, self._last_token) if at is not None), default=None)
-        return Status(self._up.is_set(), now.running, now.queued, self._tokens_before + now.tokens_total, last)
+        return Status(self._up.is_set(), now.running, now.queued, self._tokens_before + now.tokens_total, last, self._cached)
 
     async def close(self) -> None:
         """End the worker; who waits for it is told that nobody answers."""
@@ -287,7 +288,7 @@ class Supervised:
                         return "does not answer"
                     except httpx.HTTPError:
                         continue  # it is about to end
-                    self._last_token = time.monotonic() - said.silent
+                    self._last_token, self._cached = time.monotonic() - said.silent, said.cached
                     if said.running and said.silent > self._silence:
                         return f"has written nothing for {said.silent:.0f} s"
             return f"ended ({_said_of(self._process.returncode)})"

@@ -97,7 +97,7 @@ def create_app(loaded: Loaded) -> Starlette:
         check(request)
         status = loaded.engine.status()
         silent = 0.0 if status.last_progress is None else time.monotonic() - status.last_progress
-        return JSONResponse(Progress(running=status.running, silent=silent).model_dump())
+        return JSONResponse(Progress(running=status.running, silent=silent, cached=status.cached).model_dump())
 
     async def completions(request: Request) -> Response:
         check(request)

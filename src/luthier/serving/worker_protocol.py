@@ -48,6 +48,8 @@ class Progress(BaseModel):
     """Requests that it answers."""
     silent: float
     """Seconds since its last token, or since it had nothing to do."""
+    cached: int | None = None
+    """Tokens whose keys and values it holds."""
 
 
 class Failure(BaseModel):

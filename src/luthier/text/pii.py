@@ -19,7 +19,8 @@ Kind = Literal["secret", "email", "iban", "card", "national_id", "ip", "phone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # where two overlap, the one that stands first here wins
 ModelKind = Literal["name", "address"]  # what patterns cannot find, and a recognizer can
 AnyKind = Kind | ModelKind
-PLACEHOLDER = re.compile(r"<(?:" + "|".join(kind.upper() for kind in (*KINDS, *get_args(ModelKind))) + r")_[a-z2-7]{6}>")
+PII_KINDS: tuple[AnyKind, ...] = (*KINDS, *get_args(ModelKind))
+PLACEHOLDER = re.compile(r"<(?:" + "|".join(kind.upper() for kind in PII_KINDS) + r")_[a-z2-7]{6}>")
 
 # Lengths of IBANs by country: the IBAN registry of SWIFT, release 99.
 IBAN_LENGTHS = {
