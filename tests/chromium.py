@@ -4,6 +4,7 @@ https://chromedevtools.github.io/devtools-protocol/
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -147,12 +148,19 @@ class Page:
         return [event["params"] for event in mine if event["method"] == method]
 
 
+def _above_the_protocols(number: int) -> int:
+    """Return another number for a file: 3 and 4 are wanted for the protocol."""
+    above = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(number)
+    return above
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start a browser with a new profile; end it and remove what it wrote."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     require(path is not None, "Chromium (Debian's package `chromium`)")
-    (their_in, commands), (answers, their_out) = os.pipe(), os.pipe()
+    (their_in, commands), (answers, their_out) = (map(_above_the_protocols, os.pipe()) for _ in range(2))
     with tempfile.TemporaryDirectory(prefix="luthier-chromium-", ignore_cleanup_errors=True) as profile:
         # the protocol wants the pipes to be its files 3 and 4
         script = f'exec "$@" 3</dev/fd/{their_in} 4>/dev/fd/{their_out} {their_in}<&- {their_out}>&-'
