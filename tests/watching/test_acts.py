@@ -1,0 +1,151 @@
+"""What is done without a person is done once, within its limits, and stands in the deployment log."""
+
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from luthier.errors import UserError
+from luthier.registry import Registry
+from luthier.serving.feedback import FeedbackRequest, FeedbackStore
+from luthier.serving.log import RequestLog
+from luthier.watching.acts import WHO, Actor, Limits
+from tests.pipelines.monitoring.test_nodes import logged_messages, message
+
+RETRAIN = {"decision": "retrain", "why": ["Requests differ."], "version": None}
+
+
+@pytest.fixture
+def actor(home, tmp_path):
+    """Return an actor on the registry of a test, with versions 1 and 3, the second one in production over the first."""
+    registry = Registry("luthier", home.uri, who=f"{WHO}, somebody@here")
+    registry.promote(1)
+    registry.promote(3)
+    return Actor(
+        registry,
+        gateway="http://127.0.0.1:9",
+        log_uri=logged_messages(tmp_path, [message("hello", answer="a"), message("again", answer="b")]),
+        folder=tmp_path / "corrections",
+        project=tmp_path,
+        retraining_log=tmp_path / "retraining.log",
+        env=None,
+        parameters={},
+        workflow=None,
+    )
+
+
+def rollback_of(version):
+    return {"decision": "roll back", "why": ["It is worse.", "Much."], "version": version, "variant": "challenger"}
+
+
+def correct(actor, request, text):
+    with RequestLog(actor.log_uri) as log:
+        FeedbackStore(log).vote(FeedbackRequest(request_id=request, name="helpful", correction=text))
+
+
+@pytest.mark.parametrize("decision", ["keep", "promote", "check"])
+def test_other_decisions_are_a_persons(actor, decision):
+    assert actor.plan({"decision": decision, "why": [], "version": 3}) is None
+
+
+def test_a_champion_that_lost_is_rolled_back_and_the_log_says_who_and_why(actor):
+    assert actor.plan(rollback_of(3)) == "rollback"
+    line = actor.act(rollback_of(3))
+    assert (line.action, line.version, line.reason) == ("rollback", 1, "It is worse. Much.")
+    assert line.who.startswith(WHO)
+    assert actor.registry.standing().aliases["champion"] == 1
+
+
+def test_retraining_starts_a_run_with_new_corrections_and_the_champion_stays(actor, tmp_path, monkeypatch):
+    correct(actor, "r000000", "better")
+    (tmp_path / "pyproject.toml").touch()
+    line = actor.act(RETRAIN)
+    assert (line.action, line.version, line.from_version) == ("retrain", 3, 3)
+    (file,) = actor.folder.glob("*.jsonl")
+    (row,) = map(json.loads, file.read_text().splitlines())
+    assert row["messages"][-1] == {"role": "assistant", "content": "better"}
+    assert row["meta"]["request"] == "r000000"
+    assert " run" in actor.retraining_log.read_text()
+    # what was written before is not written again, and is never lost
+    assert actor.write_corrections() is None
+    correct(actor, "r000001", "best")
+    second = actor.write_corrections()
+    assert file.exists()
+    assert "best" in second.read_text()
+    assert "better" not in second.read_text()
+    # a rollback still goes back to the champion before
+    assert actor.registry.rollback().version == 1
+
+
+class _Requests(BaseHTTPRequestHandler):
+    seen: list = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
+        self.seen.append((self.path, self.headers["Authorization"], body))
+        self.send_response(200)
+        self.end_headers()
+        variants = [{"name": "champion", "version": 3, "weight": 0.5}, {"name": "challenger", "version": 4, "weight": 0.5}]
+        self.wfile.write(json.dumps({"experiment": {"id": "e", "variants": variants}}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    _Requests.seen = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Requests) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", _Requests.seen
+        server.shutdown()
+
+
+def changed(actor, **facts):
+    return Actor(**{**vars(actor), **facts})
+
+
+def test_a_challenger_that_lost_loses_its_share(actor, server, monkeypatch):
+    url, seen = server
+    monkeypatch.setenv("LUTHIER_ADMIN_KEY", "sk-admin-0123456789")
+    line = changed(actor, gateway=url).act(rollback_of(4))
+    assert (line.action, line.version) == ("end experiment", 3)
+    path, key, body = seen[-1]
+    assert (path, key) == ("/admin/experiment", "Bearer sk-admin-0123456789")
+    assert body == {"id": "e-ended", "variants": [{"name": "champion", "version": 3, "weight": 1.0}]}
+
+
+def test_a_workflow_trains_elsewhere(actor, server, monkeypatch):
+    url, seen = server
+    workflow = {"repository": "team/models", "workflow": "train.yml", "ref": "main", "token_variable": "A_TOKEN", "api": url}
+    elsewhere = changed(actor, workflow=workflow)
+    monkeypatch.delenv("A_TOKEN", raising=False)
+    with pytest.raises(UserError, match="A_TOKEN is not set"):
+        elsewhere.act(RETRAIN)
+    monkeypatch.setenv("A_TOKEN", "ghp_0123")
+    elsewhere.act(RETRAIN)
+    assert seen[-1] == ("/repos/team/models/actions/workflows/train.yml/dispatches", "Bearer ghp_0123", {"ref": "main"})
+    assert not actor.retraining_log.exists()
+
+
+def test_who_cannot_be_reached_is_told_without_the_key(actor, monkeypatch):
+    monkeypatch.setenv("LUTHIER_ADMIN_KEY", "sk-admin-0123456789")
+    with pytest.raises(UserError, match=r"The gateway does not answer at 127\.0\.0\.1:9: ConnectionError$"):
+        actor.act(rollback_of(4))
+    assert [line.action for line in actor.registry.log.lines()] == ["promote", "promote"]
+
+
+def test_acts_are_rare_whoever_acts(actor):
+    now = datetime.now(UTC)
+    limits = Limits(timedelta(hours=1), 2)
+    lines = actor.registry.log.lines
+    assert limits.why_not([], now) is None
+    # the promotions of the fixture were made under the monitor's name
+    assert "the last act was at" in limits.why_not(lines(), now)
+    assert "2 acts within a day" in limits.why_not(lines(), now + timedelta(hours=2))
+    assert limits.why_not(lines(), now + timedelta(hours=25)) is None
+    others = Registry("luthier", actor.registry.tracking_uri, who="ada@desk")
+    others.rollback()
+    assert limits.why_not(lines(), now + timedelta(hours=25)) is None
