@@ -274,10 +274,11 @@ def serve(host: str | None, port: int | None, env: str | None) -> None:
 @cli.command(cls=Command)
 @click.option("--once", is_flag=True, help="Look once: exit 0 for keep or promote, 3 where something is to be done.")
 @click.option("--act", is_flag=True, help="Do what was decided (monitoring.act); without it, it is only said.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Of its own /metrics; by default monitoring.port.")
+@click.option("--host", help="Address of its own /metrics; by default monitoring.host, this machine alone.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port of its own /metrics; by default monitoring.port.")
 @env_option
 @click.pass_context
-def monitor(ctx: click.Context, once: bool, act: bool, port: int | None, env: str | None) -> None:
+def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: int | None, env: str | None) -> None:
     """Run the pipeline monitoring whenever there is enough that is new, and show what it finds to Prometheus."""
     from datetime import timedelta
 
@@ -317,7 +318,7 @@ def monitor(ctx: click.Context, once: bool, act: bool, port: int | None, env: st
         settings.drift.window,
         settings.every_seconds,
         settings.patience_seconds,
-        settings.host,
+        host or settings.host,
         settings.port if port is None else port,
         click.echo,
     )

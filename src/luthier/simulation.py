@@ -157,30 +157,49 @@ async def _greet(client: httpx.AsyncClient, address: str) -> None:
 
 async def _one(client: httpx.AsyncClient, model: str, subject: str, sent: Sent, traffic: Traffic, told: Told) -> None:
     began = time.monotonic()
-    body = {"model": model, "messages": [{"role": "user", "content": sent.text}], "temperature": 0, "user": subject}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": sent.text}],
+        "temperature": 0,
+        "user": subject,
+        "stream": True,
+    }
     try:
         answer = await client.post("/v1/chat/completions", json=body)
-        said = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
+    except httpx.HTTPError as error:
         told.failed[type(error).__name__] += 1
         return
-    if answer.status_code != 200:
-        told.failed[str(said.get("error", {}).get("code", answer.status_code))] += 1
+    if (code := _error_of(answer)) is not None:
+        told.failed[code] += 1
         return
     told.seconds.append(time.monotonic() - began)
-    variant = answer.headers.get("x-luthier-variant", "")
+    request, variant = answer.headers["x-request-id"], answer.headers.get("x-luthier-variant", "")
     told.answered[f"{variant or 'no variant'}, version {answer.headers.get('x-luthier-version')}"] += 1
     if sent.answer is not None:
-        told.labels.append({"request": said["id"], "answer": sent.answer})
+        told.labels.append({"request": request, "answer": sent.answer})
     chance = random.Random(f"{traffic.seed} {subject}")
     if chance.random() < traffic.votes:
         rating = "up" if chance.random() < traffic.up.get(variant, traffic.up[""]) else "down"
         try:
-            await client.post("/v1/feedback", json={"request_id": said["id"], "name": "helpful", "rating": rating})
+            voted = await client.post("/v1/feedback", json={"request_id": request, "name": "helpful", "rating": rating})
         except httpx.HTTPError as error:
             told.failed[f"vote: {type(error).__name__}"] += 1
             return
-        told.votes[f"{rating} for {variant or 'no variant'}"] += 1
+        told.votes[f"{rating} for {variant or 'no variant'}" if voted.is_success else f"refused ({voted.status_code})"] += 1
+
+
+def _error_of(answer: httpx.Response) -> str | None:
+    """Return why a request failed, before its stream began or in it; None if it did not."""
+    if answer.is_success:
+        last = answer.text.strip().split("data: ")[-1]
+        if last == "[DONE]":
+            return None
+    else:
+        last = answer.text
+    try:
+        return str(json.loads(last)["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return str(answer.status_code)
 
 
 def write_labels(told: Told, file: Path) -> None:
