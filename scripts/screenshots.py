@@ -1,8 +1,8 @@
-"""Draw the pictures of the README with headless Chromium: the report, the pipeline in kedro-viz, the page of `kedro serve`.
+"""Draw the pictures of the documents with headless Chromium: a pipeline in kedro-viz; pages of evaluation, gateway and monitor.
 
     .venv/bin/python scripts/screenshots.py
 
-Run `make run` and `.venv/bin/kedro promote` first. Needs Chromium (Debian's package `chromium`).
+Run `make run`, `.venv/bin/kedro promote`, and the traffic of docs/monitoring.md first. Needs Debian's package `chromium`.
 """
 
 import functools
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from chromium import Browser, Page, chromium  # noqa: E402
 
-QUESTION = "Kettle leaks from the bottom seam since this morning, counter is wet. Order QF-482913, please send a new one fast!"
+QUESTION = "Where is my parcel? Order QF-482913, the tracking page has not moved since Monday."
 
 
 def newest(name: str) -> Path:
@@ -45,15 +45,27 @@ def report(browser: Browser) -> None:
         save(page, "report.png")
 
 
+def monitoring(browser: Browser) -> None:
+    """Photograph the page of the monitor."""
+    with browser.page(newest("monitoring.html").as_uri(), 1080, 1250) as page:
+        save(page, "monitoring.png")
+
+
 def pipeline(browser: Browser) -> None:
     """Build the static kedro-viz site, serve it on loopback, and photograph it."""
     subprocess.run([sys.executable, "-m", "kedro", "viz", "build", "--include-hooks"], cwd=ROOT, check=True)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(ROOT / "build"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with browser.page(f"http://127.0.0.1:{server.server_port}/", 1900, 1300) as page:
+        with browser.page(f"http://127.0.0.1:{server.server_port}/?pid=evaluation", 1900, 1100) as page:
             page.wait("document.querySelectorAll('.pipeline-node').length > 10")
             time.sleep(3)  # it moves into its place
+            # a tour and a side bar lie over it
+            page.evaluate(
+                "document.querySelectorAll('[class*=close], [aria-label=\"Hide menu\"]')"
+                ".forEach(one => one.dispatchEvent(new MouseEvent('click', {bubbles: true})))"
+            )
+            time.sleep(3)
             save(page, "pipeline.png")
         server.shutdown()
 
@@ -80,7 +92,7 @@ def chat(browser: Browser) -> None:
 
 def main() -> None:
     """Take all pictures, or those that are named."""
-    pictures = {"report": report, "pipeline": pipeline, "chat": chat}
+    pictures = {"report": report, "pipeline": pipeline, "chat": chat, "monitoring": monitoring}
     IMAGES.mkdir(parents=True, exist_ok=True)
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         sys.exit("Chromium is not on this machine: apt-get install chromium")
