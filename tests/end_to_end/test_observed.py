@@ -112,7 +112,7 @@ def test_what_happens_reaches_the_webhook_in_time_and_every_panel_has_data(copie
     for name in observe.PROGRAMS:
         require(any(map(observe.shutil.which, observe.PROGRAMS[name])), f"{name} (Debian's package)")
     (copied / "conf/test/parameters_monitoring.yml").write_text(
-        "monitoring: {every_seconds: 1, patience_seconds: 20, drift: {window: 50, draws: 499}}"
+        "monitoring: {every_seconds: 1, patience_seconds: 20, drift: {window: 50, draws: 799}}"
     )
     promoted = kedro_in(copied, "promote", "1", "--force", "--reason", "a test", "--env", "test")
     assert promoted.returncode == 0, output(promoted)

@@ -21,7 +21,7 @@ from luthier.serving.parameters import ServingParameters
 from tests.pipelines.monitoring.test_drift import own_messages
 from tests.serving.logs import NOON, logged, uri_of
 
-PARAMETERS = MonitoringParameters(drift={"window": 100, "draws": 499}, quality={"window": 50})
+PARAMETERS = MonitoringParameters(drift={"window": 100, "draws": 799}, quality={"window": 50})
 OTHER = [
     "my e-bike battery dies after ten kilometres",
     "the brake disc of my bicycle squeals",
@@ -229,3 +229,8 @@ def test_every_decision_says_what_to_do_next():
 def test_an_unknown_feature_is_told():
     with pytest.raises(ValueError, match="no feature 'lenght'"):
         MonitoringParameters(drift={"minimum": {"lenght": 0.1}})
+
+
+def test_too_few_permutations_to_ever_show_anything_are_told():
+    with pytest.raises(ValueError, match="at alpha 0.001: draws must be at least 7000"):
+        MonitoringParameters(drift={"alpha": 0.001, "draws": 1999})

@@ -1,9 +1,10 @@
 """Parameters of monitoring."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from luthier.configuration import Parameters
 from luthier.errors import did_you_mean
@@ -37,6 +38,14 @@ class DriftParameters(Parameters):
             if effect < 0:
                 raise ValueError(f"{name}: must not be below 0")
         return dict(MINIMUM) | minimum
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> "DriftParameters":
+        least = math.ceil(len(MINIMUM) / self.alpha)
+        if self.draws < least:
+            told = f"{self.draws} permutations of {len(MINIMUM)} features can never show anything at alpha {self.alpha:g}"
+            raise ValueError(f"{told}: draws must be at least {least}")
+        return self
 
     def rule(self) -> Rule:
         """Return when a window has drifted."""
