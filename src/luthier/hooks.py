@@ -55,8 +55,15 @@ class ParameterHooks:
             maker = next((room for room, pipe in rooms.items() if name in pipe.outputs() | pipe.datasets() - pipe.inputs()), None)
             version = (run_params.get("load_versions") or {}).get(name)
             what = f"{name} in version {version}" if version else name
-            told.append(f"{what}: made by `kedro run --pipeline {maker}`" if maker else f"{what}: no pipeline makes it")
+            told.append(f"{what}: {_made_by(maker, catalog.get(name))}")
         raise UserError("These inputs do not exist yet:\n  " + "\n  ".join(told))
+
+
+def _made_by(maker: str | None, dataset: Any) -> str:
+    if maker is not None:
+        return f"made by `kedro run --pipeline {maker}`"
+    written_by = (getattr(dataset, "metadata", None) or {}).get("written_by")
+    return f"written by `{written_by}`" if written_by else "no pipeline makes it"
 
 
 class LineageHooks:

@@ -1,0 +1,56 @@
+"""`kedro monitor` as cron gives it: exit codes, an act that is done once, and mistakes that are told."""
+
+import json
+import socket
+
+from commands import kedro_in, output
+
+from luthier.registry import Registry
+from tests.pipelines.monitoring.test_nodes import MESSAGES, OTHER, logged_messages, message
+from tests.watching.test_acts import server
+
+__all__ = ["server"]
+
+
+def test_drift_starts_a_training_once_and_the_log_says_so(copied, server, monkeypatch):
+    url, seen = server
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_0123456789")
+    folder = copied / "data" / "06_models" / "serving"
+    folder.mkdir(parents=True)
+    workflow = {"repository": "team/models", "api": url}
+    settings = {"monitoring": {"drift": {"window": 50, "draws": 799}, "act": {"workflow": workflow}}}
+    (copied / "conf/test/parameters_monitoring.yml").write_text(json.dumps(settings))
+    assert kedro_in(copied, "promote", "1", "--force", "--reason", "a test", "--env", "test").returncode == 0
+    logged_messages(folder, [message(text) for text in [*MESSAGES[:50], *(OTHER * 34)[:100]]])
+
+    once = kedro_in(copied, "monitor", "--once", "--env", "test")
+    assert once.returncode == 3, output(once)
+    assert "Decision: retrain" in output(once)
+    assert "With --act this would follow: retrain" in output(once)
+    assert seen == []
+
+    acting = kedro_in(copied, "monitor", "--once", "--act", "--env", "test")
+    assert acting.returncode == 3, output(acting)
+    assert [path for path, *_ in seen] == ["/repos/team/models/actions/workflows/train.yml/dispatches"]
+    assert "ghp_0123456789" not in output(acting)
+    again = kedro_in(copied, "monitor", "--once", "--act", "--env", "test")
+    assert "Not done, retrain: the last act was at" in output(again)
+    assert len(seen) == 1
+    lines = Registry("luthier", f"sqlite:///{copied / 'mlflow.db'}").log.lines()
+    assert [line.action for line in lines] == ["promote", "retrain"]
+    assert lines[-1].who.startswith("kedro monitor, ")
+    assert "2 of the last three windows" in lines[-1].reason
+    page = max((copied / "data/08_reporting/monitoring.html").glob("*/monitoring.html"))
+    assert "retrain" in page.read_text()
+
+
+def test_mistakes_are_told(project):
+    missing = kedro_in(project, "monitor", "--once", "--env", "test")
+    assert missing.returncode == 1
+    assert "requests: written by `kedro serve`" in output(missing)
+    assert "Traceback" not in output(missing)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = kedro_in(project, "monitor", "--port", str(taken.getsockname()[1]), "--env", "test")
+    assert busy.returncode == 1
+    assert "cannot be listened on" in output(busy)
+    assert "Traceback" not in output(busy)
