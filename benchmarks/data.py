@@ -41,6 +41,7 @@ PEERS = {
     "datatrove": ("datatrove[io,processing]==0.10.1", "spacy==3.8.18", "nltk==3.10.4", "xxhash==3.8.2"),
     "datasketch": ("datasketch==2.0.0",),
     "scrubadub": ("scrubadub==2.0.1",),
+    "evidently": ("evidently==0.7.23", "pandas==2.3.3"),
     "datasets": ("datasets==5.2.0", "transformers==5.23.0", "jinja2==3.1.6"),
 }
 

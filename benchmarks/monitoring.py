@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.random import Generator
 from scipy.stats import binomtest, norm
 
+from data import environment
 from luthier.pipelines.monitoring.changes import what_changed
 from luthier.pipelines.monitoring.drift import Reference, alarm, compare
 from luthier.pipelines.monitoring.sequential import Arm, p_above
@@ -31,6 +32,8 @@ DRIFTED_WINDOWS = int(os.environ.get("DRIFT_WINDOWS", 100))
 """Threes of windows."""
 WINDOW = 200
 LARGE_WINDOW = 100_000
+PEER_WINDOWS = int(os.environ.get("EVIDENTLY_WINDOWS", 30))
+"""Of each kind: Evidently takes seconds for one."""
 EXPERIMENTS = 2_000
 VOTES, LOOK, ALPHA, MARGIN = 20_000, 50, 0.025, 0.05
 SEED = 7
@@ -147,6 +150,45 @@ def drift() -> list[dict[str, Any]]:
             row(f"{world.name}: a window", found["seconds"], "s"),
         ]
     return rows
+
+
+def evidently() -> list[dict[str, Any]]:
+    """Let ours and Evidently judge the same windows of each world: `make bench PART=monitoring-evidently`."""
+    python = environment("evidently")
+    return [] if python is None else [found for world in worlds() for found in _against(world, python)]
+
+
+def _against(world: World, python: Path) -> list[dict[str, Any]]:
+    random = np.random.default_rng([SEED, 1])
+    usual, others = world.draw(random)
+    size = min(world.reference, len(usual) - WINDOW)
+    reference, rest, new = usual[:size], usual[size:], WINDOW * 3 // 10
+    kinds: dict[str, list[np.ndarray]] = {"false alarms": [], "30 % new": [], "wholly new": []}
+    for _ in range(PEER_WINDOWS):
+        kinds["false alarms"].append(random.choice(rest, WINDOW, replace=False))
+        mixed = (random.choice(rest, WINDOW - new, replace=False), random.choice(others, new, replace=False))
+        kinds["30 % new"].append(np.concatenate(mixed))
+        kinds["wholly new"].append(random.choice(others, WINDOW, replace=False))
+    windows = [window.tolist() for kind in kinds.values() for window in kind]
+    said = json.dumps({"reference": reference.tolist(), "windows": windows})
+    script = [str(python), str(ROOT / "benchmarks/monitoring_peer.py")]
+    theirs = json.loads(subprocess.run(script, input=said, check=True, capture_output=True, text=True).stdout)
+    ours, seconds = [], []
+    known = Reference.of(rows_of(reference))
+    for window in windows:
+        start = time.monotonic()
+        ours.append(compare(known, rows_of(window)).drifted)
+        seconds.append(time.monotonic() - start)
+    rows = []
+    for number, kind in enumerate(kinds):
+        mine, peers = (found[number * PEER_WINDOWS : (number + 1) * PEER_WINDOWS] for found in (ours, theirs["windows"]))
+        for name, told in (("any", "its preset"), ("text", "its test of the text alone")):
+            peer = 100 * float(np.mean([one[name] for one in peers]))
+            rows.append(row(f"{world.name}: {kind}, against Evidently, {told}", 100 * float(np.mean(mine)), "%", peer=peer))
+    took = float(np.median([one["seconds"] for one in theirs["windows"]]))
+    rows.append(row(f"{world.name}: a window, against Evidently", float(np.median(seconds)), "s", "< peer", took))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    return [*rows, row(f"{world.name}: memory of the process", memory, "GB", peer=theirs["gigabytes"])]
 
 
 def large() -> list[dict[str, Any]]:
