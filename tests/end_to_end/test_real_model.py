@@ -10,6 +10,11 @@ import psutil
 import pytest
 from commands import kedro_in, output
 
+from luthier.machine import resolve_precision
+from tests.end_to_end.test_served import TOLERANCE, agreement
+from tests.serving.processes import serving
+from tests.serving.versions import Home
+
 
 @contextmanager
 def peak_memory_of_children() -> Iterator[list[int]]:
@@ -58,3 +63,10 @@ def test_the_real_model_gets_better(project):
     assert "The gate says: pass." in output(done)
     assert "Registered as version 1 of luthier, the candidate" in output(done)
     assert 2**30 < peak[0] < 6e9
+    # and what is served then is what was evaluated
+    assert kedro_in(project, "promote").returncode == 0
+    # two tokens are as likely if the logits' last bit decides: of bf16 numbers as large as logits are, two such steps
+    tie = 0.25 if resolve_precision("auto") == "bf16" else TOLERANCE
+    with serving(Home(project, within=project), env="base", seconds=300) as server:
+        asked, ties = agreement(project, server, most=16, tie=tie)
+    assert ties <= 0.25 * asked

@@ -82,7 +82,7 @@ def lay_out(home: Home, parameters: str = "") -> None:
         (home.project / "conf" / "test" / "parameters_serving.yml").write_text(parameters)
 
 
-def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+def start(home: Home, *arguments: str, env: str = "test", **variables: str) -> "subprocess.Popen[str]":
     """Start `kedro serve` in a project around a registry."""
     lay_out(home)
     said = environment() | {
@@ -94,7 +94,7 @@ def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[st
         **variables,
     }
     return subprocess.Popen(
-        command("serve", "--env", "test", "--port", "0", *arguments),
+        command("serve", "--env", env, "--port", "0", *arguments),
         cwd=home.project,
         env={name: value for name, value in said.items() if value},
         stdout=subprocess.PIPE,
@@ -104,9 +104,9 @@ def start(home: Home, *arguments: str, **variables: str) -> "subprocess.Popen[st
 
 
 @contextmanager
-def serving(home: Home, *arguments: str, seconds: float = 120, **variables: str) -> Iterator[Server]:
+def serving(home: Home, *arguments: str, seconds: float = 120, env: str = "test", **variables: str) -> Iterator[Server]:
     """Start `kedro serve`, wait until it answers, and stop it at the end."""
-    process = start(home, *arguments, **variables)
+    process = start(home, *arguments, env=env, **variables)
     server = Server(process, "", home, f"sqlite:///{home.project / 'data' / '06_models' / 'serving' / 'requests.db'}")
     listens = threading.Event()
 
