@@ -32,6 +32,7 @@ def actor(home, tmp_path):
         retraining_log=tmp_path / "retraining.log",
         env=None,
         parameters={},
+        labels=None,
         workflow=None,
     )
 
@@ -69,12 +70,19 @@ def test_retraining_starts_a_run_with_new_corrections_and_the_champion_stays(act
     assert row["meta"]["request"] == "r000000"
     assert " run" in actor.retraining_log.read_text()
     # what was written before is not written again, and is never lost
-    assert actor.write_corrections() is None
+    assert actor.write_rows() is None
     correct(actor, "r000001", "best")
-    second = actor.write_corrections()
+    second = actor.write_rows()
     assert file.exists()
     assert "best" in second.read_text()
     assert "better" not in second.read_text()
+    # and so are messages whose labels came
+    (tmp_path / "labels.jsonl").write_text(
+        '{"request": "r000001", "answer": {"intent": "x"}}\n{"request": "r9", "answer": "y"}\n'
+    )
+    (row,) = map(json.loads, changed(actor, labels=str(tmp_path / "labels.jsonl")).write_rows().read_text().splitlines())
+    assert row["messages"][-2:] == [{"role": "user", "content": "again"}, {"role": "assistant", "content": '{"intent":"x"}'}]
+    assert (row["meta"]["request"], row["meta"]["version"], row["meta"]["answer"]) == ("r000001", 1, "b")
     # a rollback still goes back to the champion before
     assert actor.registry.rollback().version == 1
 

@@ -2,7 +2,8 @@
 
     roll back   the version that lost is the champion: the registry brings back the one before. It is a challenger: the
                 gateway ends the experiment
-    retrain     what users corrected is written as raw data, then a training is started: here, or as a workflow of GitHub's
+    retrain     what users corrected, and messages whose labels came, are written as raw data; then a training is started:
+                here, or as a workflow of GitHub's
 
 Every act is a line of the deployment log. From there it is known what was done before: a cool-down and a most a day hold for all
 that act together, also after a restart.
@@ -27,6 +28,7 @@ from luthier.errors import UserError
 from luthier.registry import Line, Registry
 from luthier.serving.feedback import corrections
 from luthier.serving.keys import ADMIN_VARIABLE
+from luthier.serving.labels import labelled, read_labels
 
 WHO = "kedro monitor"
 """How the deployment log calls who acts here; the user and the machine stand behind it."""
@@ -65,13 +67,15 @@ class Actor:
     log_uri: str
     """Of the request log."""
     folder: Path
-    """For what users corrected."""
+    """For what users corrected, and for traffic whose labels came."""
     project: Path
     """Where `kedro run` trains."""
     retraining_log: Path
     env: str | None
     parameters: Mapping[str, Any]
     """Of a retraining here."""
+    labels: str | None
+    """File or URI of late labels."""
     workflow: Mapping[str, str] | None
     """Of GitHub: repository, workflow, ref, token_variable, api; trains in place of a run here."""
 
@@ -99,25 +103,26 @@ class Actor:
             return self.registry.note("end experiment", why)
         # first the line: two monitors that wake at once start one training
         line = self.registry.note("retrain", why)
-        self.write_corrections()
+        self.write_rows()
         self._dispatch() if self.workflow is not None else self._run()
         return line
 
     def _lost_is_champion(self, decided: Mapping[str, Any]) -> bool:
         return bool(decided["version"] == self.registry.standing().aliases.get("champion"))
 
-    def write_corrections(self) -> Path | None:
-        """Write what users corrected since the last time as a file of raw data; None if there is nothing new.
+    def write_rows(self) -> Path | None:
+        """Write what was corrected and labelled since the last time as a file of raw data; None if there is nothing new.
 
         Older files stay: the request log forgets after a while, and what a model was trained on must not.
         """
         known = {line for file in self.folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()}
-        lines = [json.dumps(row, ensure_ascii=False) for row in corrections(self.log_uri)]
+        late = labelled(self.log_uri, read_labels(self.labels)) if self.labels else ()
+        lines = [json.dumps(row, ensure_ascii=False) for row in (*corrections(self.log_uri), *late)]
         text = "".join(f"{line}\n" for line in lines if line not in known)
         if not text:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"corrections-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+        file = self.folder / f"traffic-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         write_atomically(file, text)
         return file
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
-from luthier.pipelines.monitoring import nodes, observe, quality
+from luthier.pipelines.monitoring import nodes, observe
 from luthier.pipelines.monitoring.decision import DECISIONS
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.serving.feedback import FeedbackRequest, FeedbackStore, read_feedback
+from luthier.serving.labels import read_labels
 from luthier.serving.log import RequestLog
 from luthier.serving.logged import read_requests
 from luthier.serving.parameters import ServingParameters
@@ -138,9 +139,9 @@ def test_late_labels_are_joined_and_judged_as_json_or_text(tmp_path):
 def test_bad_labels_are_told_all_at_once(tmp_path):
     (tmp_path / "labels.jsonl").write_text('{"request": 1, "answer": "x"}\nnonsense\n\n{"request": "r1", "answer": "x"}\n')
     with pytest.raises(UserError, match=r"(?s)labels\.jsonl:1 .*labels\.jsonl:2  is not"):
-        quality.read_labels(str(tmp_path / "labels.jsonl"))
+        read_labels(str(tmp_path / "labels.jsonl"))
     with pytest.raises(UserError, match=r"monitoring\.quality\.labels: .*nothing\.jsonl cannot be read"):
-        quality.read_labels(str(tmp_path / "nothing.jsonl"))
+        read_labels(str(tmp_path / "nothing.jsonl"))
 
 
 @pytest.mark.parametrize(

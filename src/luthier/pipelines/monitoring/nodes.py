@@ -11,6 +11,7 @@ from luthier.pipelines.monitoring import decision, drift, experiment, observe, p
 from luthier.pipelines.monitoring.changes import what_changed
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.pipelines.monitoring.subjects import subjects_of
+from luthier.serving.labels import read_labels
 from luthier.serving.parameters import ServingParameters, running_experiment
 from luthier.shards import Shards
 
@@ -56,7 +57,7 @@ def measure_quality(
     """Say of each version how good its answers are, as far as anybody said so."""
     settings = parameters.quality
     votes = quality.first_votes(feedback, settings.vote)
-    labels = quality.read_labels(folders.locate(settings.labels)) if settings.labels else {}
+    labels = read_labels(folders.locate(settings.labels)) if settings.labels else {}
     right = quality.labelled(requests, labels)
     versions = quality.by_version(requests, votes, right)
     too_low: list[str] = []

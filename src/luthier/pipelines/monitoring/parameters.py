@@ -140,8 +140,9 @@ class ActParameters(Parameters):
     """How long after an act nothing is done again."""
     most_a_day: int = Field(default=2, ge=0)
     """Acts within 24 hours, at most."""
-    corrections: str = "data/01_raw/corrections"
-    """Folder for what users corrected, a file for each retraining. Name it in data.sources to train on it."""
+    rows: str = "data/01_raw/traffic"
+    """Folder for what users corrected, and for messages whose labels came: a file for each retraining. Name it in data.sources to
+    train on it."""
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Of a retraining here, as `kedro run --params` takes them."""
     workflow: WorkflowParameters | None = None

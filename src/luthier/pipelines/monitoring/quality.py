@@ -6,16 +6,13 @@ few votes show nothing, however bad they are. Of several votes of one subject th
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 from scipy.stats import binom, binomtest, fisher_exact
 
 from luthier.artefacts import canonical_json
-from luthier.errors import UserError
 from luthier.pipelines.monitoring.subjects import OURS
 from luthier.text.prepare import strict_json
 
@@ -95,35 +92,6 @@ def first_votes(votes: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame(
         {"version": counted["version"], "served": counted["served"], "up": (counted["rating"] == "up").to_numpy(bool)}
     ).reset_index(drop=True)
-
-
-def read_labels(path: str) -> dict[str, Any]:
-    """Return the right answer of each request.
-
-    Raises:
-        UserError: naming each line that is none, or if the file cannot be read.
-    """
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError, ImportError) as error:
-        raise UserError(f"monitoring.quality.labels: {path} cannot be read: {error}") from error
-    found: dict[str, Any] = {}
-    problems = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = strict_json(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("request"), str) or "answer" not in row:
-            problems.append(f'{PurePosixPath(path).name}:{number}  is not {{"request": ID, "answer": ...}}: {line[:80]}')
-        else:
-            found[row["request"]] = row["answer"]
-    if problems:
-        raise UserError("monitoring.quality.labels has bad lines; nothing was run.\n  " + "\n  ".join(problems[:20]))
-    return found
 
 
 def is_right(answer: str, label: Any) -> bool:
