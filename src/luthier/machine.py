@@ -2,7 +2,8 @@
 
 import ctypes
 import gc
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -16,6 +17,18 @@ def resolve_precision(asked: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
+
+
+def threads_per_process(processes: int, environ: Mapping[str, str]) -> int:
+    """Return how many threads each of some processes computes with: what OMP_NUM_THREADS says, else its share of the cores.
+
+    Two threads of one process wait for each other at every step of a model. On cores that others want too, that costs ten times
+    as much as it brings, so who shares a machine sets OMP_NUM_THREADS.
+    """
+    said = environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 @contextmanager

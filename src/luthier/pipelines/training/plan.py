@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from luthier.errors import UserError
-from luthier.machine import resolve_precision
+from luthier.machine import resolve_precision, threads_per_process
 from luthier.models import Base
 from luthier.pipelines.training.batches import steps_per_epoch
 from luthier.pipelines.training.parameters import Lora, TrainingParameters
@@ -135,7 +135,7 @@ def make_plan(
         "trained_parameters": trained,
         "device": device,
         "processes": parameters.processes,
-        "threads_per_process": max(1, (os.cpu_count() or 1) // parameters.processes),
+        "threads_per_process": threads_per_process(parameters.processes, os.environ),
         "precision": precision,
         "memory_gib": round(memory / GIB, 2),
         "memory_available_gib": round(available / GIB, 2),
