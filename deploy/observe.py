@@ -7,16 +7,19 @@ ends by itself ends the others; Ctrl-C ends all.
 """
 
 import argparse
+import json
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 
@@ -56,14 +59,14 @@ def programs() -> dict[str, str]:
     return {name: path for name, path in found.items() if path is not None}
 
 
-def lay_out(folder: Path, key: str, ports: Ports, webhook: str | None) -> None:
+def lay_out(folder: Path, key: str, ports: Ports, webhook: str) -> None:
     """Copy the configuration of deploy/ into a folder, with the ports and the key of this start.
 
     Args:
         folder: is made anew, its data (`prometheus-data`) aside.
         key: of a client of the gateway.
         ports: where everything listens.
-        webhook: where alerts are sent; None leaves what deploy/ says.
+        webhook: where alerts are sent.
     """
     for part in ("prometheus", "alertmanager"):
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -78,11 +81,10 @@ def lay_out(folder: Path, key: str, ports: Ports, webhook: str | None) -> None:
     secret = folder / "prometheus" / "metrics.key"
     secret.touch(mode=0o600)
     secret.write_text(key)
-    if webhook is not None:
-        alertmanager = folder / "alertmanager" / "alertmanager.yml"
-        settings = yaml.safe_load(alertmanager.read_text())
-        settings["receivers"][0]["webhook_configs"][0]["url"] = webhook
-        alertmanager.write_text(yaml.safe_dump(settings, sort_keys=False))
+    alertmanager = folder / "alertmanager" / "alertmanager.yml"
+    settings = yaml.safe_load(alertmanager.read_text())
+    settings["receivers"][0]["webhook_configs"][0]["url"] = webhook
+    alertmanager.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def commands(folder: Path, ports: Ports, env: str | None) -> dict[str, list[str]]:
@@ -133,21 +135,45 @@ def running(command: list[str], project: Path, environment: Mapping[str, str]) -
                 process.wait()
 
 
+class _Shown(BaseHTTPRequestHandler):
+    """Shows alerts here, where nobody else is to be told."""
+
+    def do_POST(self) -> None:
+        """Print what Alertmanager sends."""
+        for alert in json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"]:
+            print(f"ALERT {alert['status']}  {alert['labels']['alertname']}: {alert['annotations']['summary']}", flush=True)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing else."""
+
+
+@contextmanager
+def shown_alerts() -> Iterator[str]:
+    """Listen for alerts, and return where."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Shown) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/alerts"
+        server.shutdown()
+
+
 def main() -> int:
     """Start everything, say where it is, and wait until it ends."""
     parser = argparse.ArgumentParser(prog="make observe", description="Gateway, monitor, Prometheus and Alertmanager together.")
     parser.add_argument("--env", help="Kedro's environment")
-    parser.add_argument("--webhook", help="where alerts are sent; by default what deploy/alertmanager says")
+    parser.add_argument("--webhook", help="where alerts are sent; by default they are shown here")
     given = parser.parse_args()
     ports, folder, project = Ports(), Path("data/06_models/observe").resolve(), Path.cwd()
     environment = dict(os.environ)
     environment.setdefault(CLIENT_VARIABLE, f"observe:sk-{secrets.token_urlsafe(24)}")
     environment.setdefault(ADMIN_VARIABLE, f"sk-{secrets.token_urlsafe(24)}")
+    stack = ExitStack()
     try:
         key = first_key(environment)
         planned = commands(folder, ports, given.env)
         folder.mkdir(parents=True, exist_ok=True)
-        lay_out(folder, key, ports, given.webhook)
+        lay_out(folder, key, ports, given.webhook or stack.enter_context(shown_alerts()))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -156,7 +182,7 @@ def main() -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    with ExitStack() as stack:
+    with stack:
         try:
             processes = {name: stack.enter_context(running(line, project, environment)) for name, line in planned.items()}
             print(f"Prometheus    http://127.0.0.1:{ports.prometheus}/alerts")

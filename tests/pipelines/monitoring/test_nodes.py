@@ -122,7 +122,7 @@ def test_a_fall_of_the_votes_is_seen(tmp_path):
     found = watched(tmp_path, uri)
     assert found["live"]["fallen"]["fallen"]
     assert found["decided"]["decision"] == "retrain"
-    assert "of the newest votes are up" in found["decided"]["why"][0]
+    assert "Of the newest votes on version 1, 0% are up; 90% were before." in found["decided"]["why"][0]
 
 
 def test_late_labels_are_joined_and_judged_as_json_or_text(tmp_path):

@@ -80,7 +80,7 @@ def measure_quality(
         )
         if fallen is not None and fallen["fallen"]:
             now, before = fallen["now"]["value"], fallen["before"]["value"]
-            too_low.append(f"Of version {newest} {now:.0%} of the newest votes are up, {before:.0%} were before.")
+            too_low.append(f"Of the newest votes on version {newest}, {now:.0%} are up; {before:.0%} were before.")
     return {
         "requests": len(requests),
         "until": _time(requests["at"].max()) if len(requests) else None,
