@@ -184,10 +184,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     with stack:
         try:
-            processes = {name: stack.enter_context(running(line, project, environment)) for name, line in planned.items()}
+            bare = {name: value for name, value in environment.items() if name not in (CLIENT_VARIABLE, ADMIN_VARIABLE)}
+            processes = {
+                name: stack.enter_context(running(line, project, bare if name in PROGRAMS else environment))
+                for name, line in planned.items()
+            }
             print(f"Prometheus    http://127.0.0.1:{ports.prometheus}/alerts")
             print(f"Alertmanager  http://127.0.0.1:{ports.alertmanager}")
-            print(f"Traffic       {CLIENT_VARIABLE}={key} kedro simulate data/01_raw/support_messages.jsonl", flush=True)
+            # a key that is not of this start alone is nobody's to print
+            shown = f"{CLIENT_VARIABLE}={key} " if CLIENT_VARIABLE not in os.environ else ""
+            print(f"Traffic       {shown}kedro simulate data/01_raw/support_messages.jsonl", flush=True)
             while (ended := next((name for name, process in processes.items() if process.poll() is not None), None)) is None:
                 time.sleep(0.5)
         except KeyboardInterrupt:

@@ -111,7 +111,7 @@ def test_ours_are_there_from_the_first_scrape_and_count(metrics):
     assert samples(metrics, "luthier_requests_queued") == {(): 4}
     assert samples(metrics, "luthier_worker_restarts_total") == {(): 1}
     assert samples(metrics, "luthier_rollbacks_total") == {(): 1}
-    assert samples(metrics, "luthier_reloads_total") == {("reloaded",): 1}
+    assert samples(metrics, "luthier_reloads_total") == {("reloaded",): 1, ("unchanged",): 0, ("failed",): 0}
     assert samples(metrics, "luthier_feedback_total") == {("none", "refused", "none"): 1, ("down", "created", "challenger"): 1}
 
 

@@ -11,9 +11,10 @@ from luthier.errors import UserError
 from luthier.registry import Registry
 from luthier.serving.feedback import FeedbackRequest, FeedbackStore
 from luthier.serving.log import RequestLog
-from luthier.watching.acts import WHO, Actor, Limits
+from luthier.watching.acts import WHO, Actor, HeldBackError, Limits
 from tests.pipelines.monitoring.test_nodes import logged_messages, message
 
+FREE = Limits(timedelta(0), 1000)
 RETRAIN = {"decision": "retrain", "why": ["Requests differ."], "version": None}
 
 
@@ -53,7 +54,7 @@ def test_other_decisions_are_a_persons(actor, decision):
 
 def test_a_champion_that_lost_is_rolled_back_and_the_log_says_who_and_why(actor):
     assert actor.plan(rollback_of(3)) == "rollback"
-    line = actor.act(rollback_of(3))
+    line = actor.act(rollback_of(3), FREE)
     assert (line.action, line.version, line.reason) == ("rollback", 1, "It is worse. Much.")
     assert line.who.startswith(WHO)
     assert actor.registry.standing().aliases["champion"] == 1
@@ -62,7 +63,7 @@ def test_a_champion_that_lost_is_rolled_back_and_the_log_says_who_and_why(actor)
 def test_retraining_starts_a_run_with_new_corrections_and_the_champion_stays(actor, tmp_path, monkeypatch):
     correct(actor, "r000000", "better")
     (tmp_path / "pyproject.toml").touch()
-    line = actor.act(RETRAIN)
+    line = actor.act(RETRAIN, FREE)
     assert (line.action, line.version, line.from_version) == ("retrain", 3, 3)
     (file,) = actor.folder.glob("*.jsonl")
     (row,) = map(json.loads, file.read_text().splitlines())
@@ -118,11 +119,11 @@ def changed(actor, **facts):
 def test_a_challenger_that_lost_loses_its_share(actor, server, monkeypatch):
     url, seen = server
     monkeypatch.setenv("LUTHIER_ADMIN_KEY", "sk-admin-0123456789")
-    line = changed(actor, gateway=url).act(rollback_of(4))
+    line = changed(actor, gateway=url).act(rollback_of(4), FREE)
     assert (line.action, line.version) == ("end experiment", 3)
     path, key, body = seen[-1]
     assert (path, key) == ("/admin/experiment", "Bearer sk-admin-0123456789")
-    assert body == {"id": "e-ended", "variants": [{"name": "champion", "version": 3, "weight": 1.0}]}
+    assert body == {"id": "e-ended", "variants": [{"name": "champion", "version": 3, "weight": 1.0}], "shadow": None}
 
 
 def test_a_workflow_trains_elsewhere(actor, server, monkeypatch):
@@ -131,9 +132,9 @@ def test_a_workflow_trains_elsewhere(actor, server, monkeypatch):
     elsewhere = changed(actor, workflow=workflow)
     monkeypatch.delenv("A_TOKEN", raising=False)
     with pytest.raises(UserError, match="A_TOKEN is not set"):
-        elsewhere.act(RETRAIN)
+        elsewhere.act(RETRAIN, FREE)
     monkeypatch.setenv("A_TOKEN", "ghp_0123")
-    elsewhere.act(RETRAIN)
+    elsewhere.act(RETRAIN, FREE)
     assert seen[-1] == ("/repos/team/models/actions/workflows/train.yml/dispatches", "Bearer ghp_0123", {"ref": "main"})
     assert not actor.retraining_log.exists()
 
@@ -141,19 +142,42 @@ def test_a_workflow_trains_elsewhere(actor, server, monkeypatch):
 def test_who_cannot_be_reached_is_told_without_the_key(actor, monkeypatch):
     monkeypatch.setenv("LUTHIER_ADMIN_KEY", "sk-admin-0123456789")
     with pytest.raises(UserError, match=r"The gateway does not answer at 127\.0\.0\.1:9: ConnectionError$"):
-        actor.act(rollback_of(4))
+        actor.act(rollback_of(4), FREE)
+
+
+def test_what_is_missing_is_told_before_the_log_says_that_anything_was_done(actor, monkeypatch):
+    monkeypatch.delenv("LUTHIER_ADMIN_KEY", raising=False)
+    with pytest.raises(UserError, match="LUTHIER_ADMIN_KEY is not set"):
+        actor.act(rollback_of(4), FREE)
+    workflow = {
+        "repository": "a/b",
+        "workflow": "train.yml",
+        "ref": "main",
+        "token_variable": "NO_TOKEN",
+        "api": "http://127.0.0.1:9",
+    }
+    with pytest.raises(UserError, match="NO_TOKEN is not set"):
+        changed(actor, workflow=workflow).act(RETRAIN, FREE)
     assert [line.action for line in actor.registry.log.lines()] == ["promote", "promote"]
 
 
 def test_acts_are_rare_whoever_acts(actor):
-    now = datetime.now(UTC)
     limits = Limits(timedelta(hours=1), 2)
-    lines = actor.registry.log.lines
-    assert limits.why_not([], now) is None
-    # the promotions of the fixture were made under the monitor's name
-    assert "the last act was at" in limits.why_not(lines(), now)
-    assert "2 acts within a day" in limits.why_not(lines(), now + timedelta(hours=2))
-    assert limits.why_not(lines(), now + timedelta(hours=25)) is None
-    others = Registry("luthier", actor.registry.tracking_uri, who="ada@desk")
-    others.rollback()
-    assert limits.why_not(lines(), now + timedelta(hours=25)) is None
+    assert limits.why_not(actor.registry.log.lines(), datetime.now(UTC)) is None
+    actor.act(rollback_of(3), limits)
+    # another monitor, on another machine, at the same moment
+    other = changed(actor, registry=Registry("luthier", actor.registry.tracking_uri, who=f"{WHO}, other@there"))
+    for decided in (rollback_of(1), RETRAIN):
+        with pytest.raises(HeldBackError, match="the last act was at"):
+            other.act(decided, limits)
+    lines = actor.registry.log.lines()
+    assert [line.action for line in lines] == ["promote", "promote", "rollback"]
+    now = datetime.now(UTC)
+    assert limits.why_not(lines, now + timedelta(hours=2)) is None
+    assert "2 acts within a day" in limits.why_not([*lines, lines[-1]], now + timedelta(hours=2))
+    assert limits.why_not([*lines, lines[-1]], now + timedelta(hours=25)) is None
+
+
+def test_what_people_do_is_no_act_of_the_monitor(actor):
+    Registry("luthier", actor.registry.tracking_uri, who="ada@desk").rollback()
+    assert Limits(timedelta(hours=1), 1).why_not(actor.registry.log.lines(), datetime.now(UTC)) is None

@@ -6,7 +6,7 @@ from luthier.watching.loop import News, news_of, watch
 from tests.pipelines.monitoring.test_nodes import logged_messages, message, vote
 
 
-def looks(news, patience, window=10):
+def looks(news, patience, window=10, works=lambda number: True):
     """Return at which news the loop looked; the last one ends it."""
     stop, seen, given = threading.Event(), [], iter(news)
     current = None
@@ -18,7 +18,7 @@ def looks(news, patience, window=10):
             stop.set()
         return current
 
-    watch(lambda: seen.append(current), tell, window, 0.0, patience, stop)
+    watch(lambda: seen.append(current) or works(len(seen)), tell, window, 0.0, patience, stop)
     return seen
 
 
@@ -39,6 +39,12 @@ def test_other_news_wait_for_their_time_only():
 def test_nothing_new_and_no_log_are_not_looked_at():
     assert looks([None, None], patience=0) == []
     assert len(looks(counts(7, 7, 7), patience=0)) == 1
+
+
+def test_a_look_that_failed_is_tried_again_after_a_while():
+    fails_once = lambda number: number > 1  # noqa: E731
+    assert [seen.requests for seen in looks(counts(7, 7, 7), patience=0, works=fails_once)] == [7, 7]
+    assert len(looks(counts(7, 7, 30), patience=1e9, works=fails_once)) == 1
 
 
 def test_news_are_counted(tmp_path):

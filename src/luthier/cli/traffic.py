@@ -93,7 +93,10 @@ def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: i
     from luthier.watching.acts import WHO, Actor, Limits
     from luthier.watching.monitor import Monitor
 
-    settings, serving = MonitoringParameters(**(parameters.get("monitoring") or {})), ServingParameters(**parameters["serving"])
+    settings, serving = (
+        MonitoringParameters(**(parameters.get("monitoring") or {})),
+        ServingParameters(**(parameters.get("serving") or {})),
+    )
     folders, acts = FolderParameters(**parameters["folders"]), settings.act
     log_uri = serving.log.locate(folders, os.environ)
     registry = open_registry(env, who=WHO)
@@ -101,7 +104,7 @@ def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: i
         registry,
         Actor(
             registry,
-            gateway=f"http://{serving.host}:{serving.port}",
+            gateway=acts.gateway or f"http://{serving.host}:{serving.port}",
             log_uri=log_uri,
             folder=Path(folders.locate(acts.rows)),
             project=project_root(),

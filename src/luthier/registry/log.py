@@ -238,9 +238,9 @@ class DeploymentLog:
         connection.commit()
         return line
 
-    def lines(self) -> list[Line]:
+    def lines(self, connection: Connection | None = None) -> list[Line]:
         """Return all lines, the oldest first."""
-        return self._read(None)
+        return self._read(connection)
 
     def last(self, connection: Connection | None = None) -> Line | None:
         """Return the line that says what is in production; None before the first promotion."""

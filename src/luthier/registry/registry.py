@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
 """Seconds that registering waits for the lock. A promotion does not wait: its reasons may be gone by then."""
+
+
+Guard = Callable[[list[Line]], None]
+"""Raises if what is about to be written may not be."""
 
 
 @dataclass(frozen=True)
@@ -239,18 +243,20 @@ class Registry:
                 manifest=target.manifest,
             )
 
-    def rollback(self, to: str | int | None = None, reason: str | None = None) -> Line:
+    def rollback(self, to: str | int | None = None, reason: str | None = None, guard: Guard | None = None) -> Line:
         """Bring back the champion that the present one was promoted over, or one that was champion before it.
 
         Args:
             to: number or alias of a version that was champion once; None takes the previous one.
             reason: why; kept in the log.
+            guard: looks at all lines before anything is written, while nobody else can write, and raises what forbids it.
 
         Raises:
             UserError: if there is nothing to go back to, it is damaged, or another is at it. Then nothing was changed.
         """
         with self.log.writer("rollback") as connection:
             last = self._repair(connection)
+            self._ask(guard, connection)
             if last is None:
                 raise UserError("There is nothing to roll back: no version was ever promoted (`kedro promote`).")
             restored = self._line_to_restore(connection, last, to)
@@ -269,18 +275,28 @@ class Registry:
                 manifest=restored.manifest,
             )
 
-    def note(self, action: Literal["retrain", "end experiment"], reason: str) -> Line:
+    def note(self, action: Literal["retrain", "end experiment"], reason: str, guard: Guard | None = None) -> Line:
         """Write down what was done about the champion, which stays.
+
+        Args:
+            action: what was done.
+            reason: why.
+            guard: as of `rollback`.
 
         Raises:
             UserError: if nothing was ever promoted, or another is at it.
         """
         with self.log.writer(action) as connection:
             last = self._repair(connection)
+            self._ask(guard, connection)
             if last is None:
                 raise UserError("No version was ever promoted (`kedro promote`): there is nothing to note in the deployment log.")
             same = {name: getattr(last, name) for name in ("version", "previous", "below", "gate", "manifest")}
             return self._write(connection, action=action, forced=False, from_version=last.version, reason=reason.strip(), **same)
+
+    def _ask(self, guard: Guard | None, connection: Connection) -> None:
+        if guard is not None:
+            guard(self.log.lines(connection))
 
     def repair(self) -> None:
         """Set aliases that disagree with the log; while another is at it, they are his to set.

@@ -23,8 +23,8 @@ def read_labels(path: str) -> dict[str, Any]:
     """
     try:
         with fsspec.open(path, "rt", encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError, ImportError) as error:
+            lines = file.read().split("\n")
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"monitoring.quality.labels: {path} cannot be read: {error}") from error
     found: dict[str, Any] = {}
     problems = []

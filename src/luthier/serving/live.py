@@ -98,9 +98,7 @@ class Gateway:
         self.rate = RateLimit(self.parameters.limits.rate_per_minute)
         self.votes = ThreadPoolExecutor(2, "votes")
         self.metrics.serving(self.live.table)
-        self.metrics.registry.register(
-            Resources(lambda: {version: served.engine for version, served in self.live.engines.items()})
-        )
+        self.metrics.registry.register(Resources(self._engines))
         language_of("")  # takes half a second when it is first asked
 
     def _engines(self) -> dict[int, Engine]:

@@ -6,7 +6,7 @@ model name that a client made up is never one: each new value would be a time se
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -87,6 +87,8 @@ class Metrics:
             "luthier_worker_restarts", "Engine processes that died and were started again.", registry=registry
         )
         self._reloads = Counter("luthier_reloads", "Looks at the registry, by what came of them.", ("result",), registry=registry)
+        for result in get_args(Reload):  # a series that is born at 1 never increases
+            self._reloads.labels(result)
         self._rollbacks = Counter("luthier_rollbacks", "Champions that were taken back.", registry=registry)
         self._feedback = Counter(
             "luthier_feedback", "Votes, by what came of them.", ("result", "variant", "rating"), registry=registry

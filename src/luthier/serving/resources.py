@@ -25,7 +25,7 @@ class Resources(Collector):
             engines: returns the engine of each version that is served.
         """
         self._engines = engines
-        self._gpus = _Gpus()
+        self._processes, self._gpus = _Processes(), _Gpus()
 
     def describe(self) -> Iterable[Metric]:
         """Say nothing: what there is to read is known once it is asked for."""
@@ -34,7 +34,7 @@ class Resources(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
         yield from self._of_engines()
-        yield from _of_processes()
+        yield from self._processes.collect()
         yield from self._gpus.collect()
 
     def _of_engines(self) -> Iterator[Metric]:
@@ -56,19 +56,26 @@ class Resources(Collector):
         return iter((alive, running, silent, cached, tokens))
 
 
-def _of_processes() -> Iterator[Metric]:
-    memory = GaugeMetricFamily("luthier_process_memory_bytes", "Resident.", labels=["process"])
-    cpu = CounterMetricFamily("luthier_process_cpu_seconds", "Of all cores.", labels=["process"])
-    here = psutil.Process()
-    for name, processes in ((GATEWAY, [here]), (WORKERS, here.children(recursive=True))):
-        resident, seconds = 0, 0.0
-        for process in processes:
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                resident += process.memory_info().rss
-                seconds += sum(process.cpu_times()[:2])
-        memory.add_metric([name], resident)
-        cpu.add_metric([name], seconds)
-    return iter((memory, cpu))
+class _Processes:
+    """The gateway and its workers. What ended workers used is still counted: a counter must not fall."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, dict[tuple[int, float], float]] = {GATEWAY: {}, WORKERS: {}}
+
+    def collect(self) -> Iterator[Metric]:
+        memory = GaugeMetricFamily("luthier_process_memory_bytes", "Resident.", labels=["process"])
+        cpu = CounterMetricFamily("luthier_process_cpu_seconds", "Of all cores.", labels=["process"])
+        here = psutil.Process()
+        for name, processes in ((GATEWAY, [here]), (WORKERS, here.children(recursive=True))):
+            resident = 0
+            for process in processes:
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    resident += process.memory_info().rss
+                    self._seconds[name][process.pid, process.create_time()] = sum(process.cpu_times()[:2])
+            memory.add_metric([name], resident)
+            cpu.add_metric([name], sum(self._seconds[name].values()))
+        yield memory
+        yield cpu
 
 
 class _Gpus:
@@ -89,7 +96,8 @@ class _Gpus:
         busy = GaugeMetricFamily("luthier_gpu_utilization_ratio", "Share of time in which it worked.", labels=["gpu"])
         for number in range(nvml.nvmlDeviceGetCount()):
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-            used.add_metric([str(number)], nvml.nvmlDeviceGetMemoryInfo(gpu).used)
-            busy.add_metric([str(number)], nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
+            with contextlib.suppress(nvml.NVMLError):  # a part of a GPU (MIG) does not tell everything
+                used.add_metric([str(number)], nvml.nvmlDeviceGetMemoryInfo(gpu).used)
+                busy.add_metric([str(number)], nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
         yield used
         yield busy

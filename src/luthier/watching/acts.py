@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import requests.auth
 
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
@@ -32,7 +33,12 @@ from luthier.serving.labels import labelled, read_labels
 
 WHO = "kedro monitor"
 """How the deployment log calls who acts here; the user and the machine stand behind it."""
+ACTS = ("rollback", "retrain", "end experiment")
 _SECONDS = 30
+
+
+class HeldBackError(UserError):
+    """An act that may not be done now."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,17 @@ class Limits:
             lines: of the deployment log.
             now: with a time zone.
         """
-        acted = [datetime.fromisoformat(line.at) for line in lines if line.who.startswith(WHO)]
+        ours = [line for line in lines if line.who.startswith(WHO) and line.action in ACTS]
+        acted = [datetime.fromisoformat(line.at) for line in ours]
         if acted and now - acted[-1] < self.cool_down:
             return f"the last act was at {acted[-1].isoformat(timespec='seconds')}, less than {self.cool_down} ago"
         today = sum(now - at < timedelta(days=1) for at in acted)
         return f"{today} acts within a day are enough" if today >= self.most_a_day else None
+
+    def guard(self, lines: list[Line]) -> None:
+        """Raise HeldBackError if nothing may be done now."""
+        if (why_not := self.why_not(lines, datetime.now(UTC))) is not None:
+            raise HeldBackError(why_not)
 
 
 @dataclass(frozen=True)
@@ -85,26 +97,36 @@ class Actor:
             return "rollback" if self._lost_is_champion(decided) else "end experiment"
         return "retrain" if decided["decision"] == "retrain" else None
 
-    def act(self, decided: Mapping[str, Any]) -> Line:
+    def act(self, decided: Mapping[str, Any], limits: Limits) -> Line:
         """Do what was decided, and write it down.
 
         Args:
             decided: from `luthier.pipelines.monitoring.decision.decide`, a decision that `plan` has an act for.
+            limits: looked at while nobody else can write into the deployment log.
 
         Raises:
+            HeldBackError: if the limits forbid it.
             UserError: if it cannot be done.
         """
         why = " ".join(decided["why"])
         planned = self.plan(decided)
         if planned == "rollback":
-            return self.registry.rollback(reason=why)
+            return self.registry.rollback(reason=why, guard=limits.guard)
+        # what is missing is told before anything is written; then the line: two monitors that wake at once act once
         if planned == "end experiment":
-            self._end_experiment()
-            return self.registry.note("end experiment", why)
-        # first the line: two monitors that wake at once start one training
-        line = self.registry.note("retrain", why)
+            key = _secret(ADMIN_VARIABLE, "to end an experiment the gateway asks for its administrator's key")
+            line = self.registry.note("end experiment", why, limits.guard)
+            self._end_experiment(key)
+            return line
+        token = None
+        if self.workflow is not None:
+            token = _secret(self.workflow["token_variable"], "monitoring.act.workflow.token_variable names it")
+        line = self.registry.note("retrain", why, limits.guard)
         self.write_rows()
-        self._dispatch() if self.workflow is not None else self._run()
+        if self.workflow is not None and token is not None:
+            self._dispatch(self.workflow, token)
+        else:
+            self._run()
         return line
 
     def _lost_is_champion(self, decided: Mapping[str, Any]) -> bool:
@@ -115,7 +137,7 @@ class Actor:
 
         Older files stay: the request log forgets after a while, and what a model was trained on must not.
         """
-        known = {line for file in self.folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()}
+        known = {line for file in self.folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").split("\n")}
         late = labelled(self.log_uri, read_labels(self.labels)) if self.labels else ()
         lines = [json.dumps(row, ensure_ascii=False) for row in (*corrections(self.log_uri), *late)]
         text = "".join(f"{line}\n" for line in lines if line not in known)
@@ -142,29 +164,49 @@ class Actor:
                 start_new_session=True,  # it goes on when the monitor ends
             )
 
-    def _dispatch(self) -> None:
-        assert self.workflow is not None
-        token = os.environ.get(self.workflow["token_variable"])
-        if not token:
-            raise UserError(f"monitoring.act.workflow.token_variable: {self.workflow['token_variable']} is not set.")
-        path = f"/repos/{self.workflow['repository']}/actions/workflows/{self.workflow['workflow']}/dispatches"
-        _post(f"{self.workflow['api']}{path}", token, {"ref": self.workflow["ref"]}, "GitHub")
+    def _dispatch(self, workflow: Mapping[str, str], token: str) -> None:
+        path = f"/repos/{workflow['repository']}/actions/workflows/{workflow['workflow']}/dispatches"
+        _post(requests.Session(), f"{workflow['api']}{path}", token, {"ref": workflow["ref"]}, "GitHub")
 
-    def _end_experiment(self) -> None:
-        key = os.environ.get(ADMIN_VARIABLE)
-        if not key:
-            raise UserError(f"To end an experiment the gateway asks for the key in {ADMIN_VARIABLE}, which is not set.")
-        standing = _post(f"{self.gateway}/admin/reload", key, None, "The gateway")["experiment"]
-        control = standing["variants"][0]
-        body = {"id": f"{standing['id'][:58]}-ended", "variants": [{**control, "weight": 1.0}]}
-        _post(f"{self.gateway}/admin/experiment", key, body, "The gateway")
+    def _end_experiment(self, key: str) -> None:
+        session = requests.Session()
+        session.trust_env = False  # the key goes to the gateway, and to no proxy
+        standing = _post(session, f"{self.gateway}/admin/reload", key, None, "The gateway")["experiment"]
+        variants = standing["variants"]
+        control = next((variant for variant in variants if variant["weight"] > 0), variants[0])
+        body = {"id": f"{standing['id'][:58]}-ended", "variants": [{**control, "weight": 1.0}], "shadow": standing.get("shadow")}
+        _post(session, f"{self.gateway}/admin/experiment", key, body, "The gateway")
 
 
-def _post(url: str, key: str, body: Any, whom: str) -> Any:
+class _Bearer(requests.auth.AuthBase):
+    """Carries a key, whatever ~/.netrc says."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+def _secret(variable: str, what: str) -> str:
+    """Return what an environment variable holds.
+
+    Raises:
+        UserError: if it is not set.
+    """
+    if not os.environ.get(variable):
+        raise UserError(f"{variable} is not set: {what}.")
+    return os.environ[variable]
+
+
+def _post(session: requests.Session, url: str, key: str, body: Any, whom: str) -> Any:
     try:
-        answer = requests.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=_SECONDS)
+        answer = session.post(url, json=body, auth=_Bearer(key), timeout=_SECONDS)
+        if answer.status_code >= 300:
+            raise UserError(f"{whom} refused ({answer.status_code}): {answer.text[:300]}")
+        return answer.json() if answer.content else None
+    except requests.exceptions.JSONDecodeError:
+        raise UserError(f"{whom} at {urlsplit(url).netloc} answers what is no JSON.") from None
     except requests.RequestException as error:
         raise UserError(f"{whom} does not answer at {urlsplit(url).netloc}: {type(error).__name__}") from None
-    if answer.status_code >= 300:
-        raise UserError(f"{whom} refused ({answer.status_code}): {answer.text[:300]}")
-    return answer.json() if answer.content else None

@@ -78,6 +78,8 @@ class Gauges:
         self._alarm.set(drift["alarm"])
         self._windows.set(len(drift["windows"]))
         self._waiting.set(drift["waiting"])
+        for gauge in (self._score, self._minimum, self._feature):
+            gauge.clear()
         for change in drift["windows"][-1]["changes"] if drift["windows"] else ():
             self._score.labels(change["feature"]).set(change["effect"])
             self._minimum.labels(change["feature"]).set(change["minimum"])
@@ -85,7 +87,7 @@ class Gauges:
 
     def _show_quality(self, quality: Mapping[str, Any]) -> None:
         self._fallen.set(bool(quality["fallen"] and quality["fallen"]["fallen"]))
-        self._too_low.set(bool(quality["too_low"]))
+        self._too_low.set(len(quality["too_low"]) > bool(quality["fallen"] and quality["fallen"]["fallen"]))
         for version in quality["versions"]:
             for name, kind in _KINDS.items():
                 share, labels = version[name], (kind, str(version["version"]))

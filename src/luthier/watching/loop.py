@@ -41,7 +41,7 @@ def news_of(uri: str) -> News | None:
 
 
 def watch(
-    look: Callable[[], None],
+    look: Callable[[], bool],
     news: Callable[[], News | None],
     window: int,
     every: float,
@@ -51,7 +51,7 @@ def watch(
     """Look as soon as a window's worth of requests has come, and some time after anything else.
 
     Args:
-        look: runs the pipeline; what it raises is logged, and it is tried again.
+        look: runs the pipeline, and tells whether it came to its end; otherwise it is tried again after `patience`.
         news: how much there is to see.
         window: requests.
         every: seconds between two counts.
@@ -59,14 +59,15 @@ def watch(
         stop: ends it.
     """
     seen: News | None = None
-    looked = -float("inf")
+    looked, failed = -float("inf"), False
     while not stop.is_set():
         now = news()
         waited = time.monotonic() - looked >= patience
-        if now is not None and now != seen and (seen is None or now.requests // window != seen.requests // window or waited):
+        full = now is not None and (seen is None or now.requests // window != seen.requests // window) and not failed
+        if now is not None and now != seen and (full or waited):
             looked = time.monotonic()
-            look()
-            seen = now
+            failed = not look()
+            seen = seen if failed else now
         stop.wait(every)
 
 

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -17,11 +16,14 @@ from prometheus_client import start_http_server
 from luthier.errors import UserError
 from luthier.registry import Registry
 from luthier.remote import open_storage
-from luthier.watching.acts import Actor, Limits
+from luthier.watching.acts import Actor, HeldBackError, Limits
 from luthier.watching.gauges import Gauges
-from luthier.watching.loop import news_of, utc_of, watch
+from luthier.watching.loop import News, news_of, utc_of, watch
 
 logger = logging.getLogger(__name__)
+
+LONGEST_LOOK = 3_600.0
+"""Seconds after which a run of the pipeline hangs."""
 
 
 class Monitor:
@@ -47,7 +49,11 @@ class Monitor:
         """
         command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring"]
         env = ["--env", self._actor.env] if self._actor.env else []
-        if subprocess.run([*command, *env], cwd=self._actor.project, check=False).returncode:
+        try:
+            done = subprocess.run([*command, *env], cwd=self._actor.project, check=False, timeout=LONGEST_LOOK)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"The pipeline monitoring was ended: it took longer than {LONGEST_LOOK:,.0f} s.") from None
+        if done.returncode:
             raise UserError("The pipeline monitoring failed; what it says stands above.")
         self._gauges.looked(time.time())
         self.show()
@@ -80,17 +86,26 @@ class Monitor:
         tell(f"It looks when {window} more requests have come, or {patience:g} s after anything else. Ctrl-C stops it.")
         self.show()
         try:
-            watch(self._look_safely, partial(news_of, log_uri), window, every, patience, stop)
+            watch(self._look_safely, partial(self._news, log_uri), window, every, patience, stop)
         finally:
             server.shutdown()
             thread.join()
 
-    def _look_safely(self) -> None:
+    def _look_safely(self) -> bool:
         try:
             self.look()
-        except UserError as error:
+        except Exception as error:  # a database that is away comes back; whoever watches must outlive it
             self._gauges.failures.inc()
-            logger.error("%s", error)
+            logger.error("%s", error, exc_info=None if isinstance(error, UserError) else error)
+            return False
+        return True
+
+    def _news(self, log_uri: str) -> News | None:
+        try:
+            return news_of(log_uri)
+        except Exception as error:
+            logger.error("The request log cannot be counted: %s", error)
+            return None
 
     def _act(self, decided: dict[str, Any]) -> None:
         planned = self._actor.plan(decided)
@@ -99,13 +114,12 @@ class Monitor:
         if self._limits is None:
             logger.warning("With --act this would follow: %s.", planned)
             return
-        why_not = self._limits.why_not(self._registry.log.lines(), datetime.now(UTC))
-        if why_not is not None:
-            logger.warning("Not done, %s: %s.", planned, why_not)
+        try:
+            line = self._actor.act(decided, self._limits)
+        except HeldBackError as why:
+            logger.warning("Not done, %s: %s.", planned, why)
             self._gauges.acts.labels(planned, "held back").inc()
             return
-        try:
-            line = self._actor.act(decided)
         except UserError:
             self._gauges.acts.labels(planned, "failed").inc()
             raise

@@ -66,7 +66,7 @@ def watched(folder, uri, parameters=PARAMETERS, serving=None):
     seen = observe.observe(requests, parameters.drift.window)
     reference = pd.DataFrame({"text": MESSAGES[600:], "characters": [len(text) for text in MESSAGES[600:]]})
     drift = nodes.measure_drift(seen, reference, parameters)
-    live = nodes.measure_quality(requests, votes, parameters, folders)
+    live = nodes.measure_quality(requests, votes, serving or ServingParameters(), parameters, folders)
     experiments = nodes.analyse_experiment(requests, votes, serving or ServingParameters(), parameters, folders)
     decided = nodes.decide(drift, live, experiments)
     page, figure = nodes.report_monitoring(seen, drift, live, experiments, decided)
@@ -173,6 +173,55 @@ def test_a_challenger_is_promoted_or_taken_back_on_the_votes_of_its_subjects(tmp
     assert found["decided"]["decision"] == expected, found["decided"]
     assert (found["decided"]["version"], found["decided"]["variant"]) == (2, "challenger")
     assert "challenger minus champion" in found["page"]
+
+
+TWO_ARMS = ServingParameters(
+    experiment={
+        "id": "e",
+        "variants": [{"name": "champion", "version": 1, "weight": 0.5}, {"name": "challenger", "version": 2, "weight": 0.5}],
+    }
+)
+
+
+def arm(name, number=0, **facts):
+    return message(MESSAGES[number], experiment="e", assigned=name, served=name, version=1 if name == "champion" else 2, **facts)
+
+
+def test_failed_requests_and_shadows_are_no_trouble_while_an_experiment_runs(tmp_path):
+    failed = {"messages": None, "answer": None, "status": 503, "error": "queue_timeout", "version": None}
+    odd = [
+        failed,
+        {**failed, "experiment": "e", "assigned": "challenger"},
+        message("x", shadow_of="r000000", experiment="e", version=3),
+    ]
+    found = watched(tmp_path, logged_messages(tmp_path, [*(arm("champion", n) for n in range(10)), *odd]), serving=TWO_ARMS)
+    assert [one["decision"] for one in found["experiments"]] == ["keep collecting"]
+    assert found["experiments"][0]["version"] is None
+
+
+def test_the_version_in_production_is_the_controls_whoever_answered_last(tmp_path):
+    mixed = [arm("champion", n) if n % 2 else arm("challenger", n) for n in range(60)]
+    chosen = message("hello", version=2)
+    uri = logged_messages(tmp_path, [*mixed, arm("challenger"), chosen])
+    vote(uri, [(number, "up" if number % 2 else "down") for number in range(60)])
+    limit = PARAMETERS.model_copy(update={"quality": PARAMETERS.quality.model_copy(update={"least_rating": 0.9})})
+    assert watched(tmp_path, uri, limit, TWO_ARMS)["live"]["too_low"] == []
+
+
+def test_variants_that_changed_under_their_id_are_told_with_what_to_do(tmp_path):
+    uri = logged_messages(tmp_path, [arm("champion"), message("x", experiment="e", assigned="second", served="second")])
+    with pytest.raises(UserError, match="variant 'second', which it no longer has.*an id of its own"):
+        watched(tmp_path, uri, serving=TWO_ARMS)
+
+
+def test_without_texts_nothing_is_taken_for_drift(tmp_path):
+    uri = uri_of(tmp_path)
+    with RequestLog(uri, text="none") as log:
+        for number, text in enumerate(MESSAGES[:100]):
+            log.put(logged(number, subject=f"s{number}", language="en", **message(text)))
+    found = watched(tmp_path, uri)
+    assert [window["changes"] for window in found["drift"]["windows"]] == [[]]
+    assert found["decided"]["decision"] == "keep"
 
 
 def test_a_log_that_cannot_be_trusted_stops_every_other_decision(tmp_path):

@@ -63,6 +63,4 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
 def _drift_in_words(drift: dict[str, Any]) -> str:
     windows = [window for window in drift["windows"][-3:] if window["drifted"]]
     changed = sorted({change["feature"] for window in windows for change in window["changes"] if change["drifted"]})
-    words = [word["word"] for word in (drift["what_changed"] or {}).get("more", [])[:5]]
-    told = f", with more of {', '.join(words)}" if words else ""
-    return f"Requests differ from the training messages in {len(windows)} of the last three windows ({', '.join(changed)}){told}."
+    return f"Requests differ from the training messages in {len(windows)} of the last three windows ({', '.join(changed)})."

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from luthier.configuration import FolderParameters
+from luthier.errors import UserError
 from luthier.pipelines.monitoring import decision, drift, experiment, observe, plots, quality, report
 from luthier.pipelines.monitoring.changes import what_changed
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
@@ -52,7 +53,11 @@ def measure_drift(observed: pd.DataFrame, reference: pd.DataFrame, parameters: M
 
 
 def measure_quality(
-    requests: pd.DataFrame, feedback: pd.DataFrame, parameters: MonitoringParameters, folders: FolderParameters
+    requests: pd.DataFrame,
+    feedback: pd.DataFrame,
+    serving: ServingParameters,
+    parameters: MonitoringParameters,
+    folders: FolderParameters,
 ) -> dict[str, Any]:
     """Say of each version how good its answers are, as far as anybody said so."""
     settings = parameters.quality
@@ -63,10 +68,7 @@ def measure_quality(
     too_low: list[str] = []
     fallen: dict[str, Any] | None = None
     if versions:
-        # the version that answers now: the last one that anybody saw, experiments aside
-        shown = requests[(requests["shadow_of"].isna() & requests["version"].notna()).to_numpy(bool)]
-        control = shown[(shown["served"].isna() | (shown["assigned"] == shown["served"])).to_numpy(bool)]
-        newest = int((control if len(control) else shown)["version"].iloc[-1])
+        newest = _version_in_production(requests, _variants(serving, folders)[2])
         for what, table, column, least in (
             ("votes are up", votes, "up", settings.least_rating),
             ("answers are right", right, "right", settings.least_accuracy),
@@ -101,26 +103,44 @@ def analyse_experiment(
     folders: FolderParameters,
 ) -> list[dict[str, Any]]:
     """Compare each challenger of the running experiment with its control."""
-    running = running_experiment(Path(folders.work).parent / "serving" / "experiment.json", serving.experiment)
-    weights = {variant.name: variant.weight for variant in running.variants}
-    control, *challengers = [name for name, weight in weights.items() if weight > 0] or [running.variants[0].name]
+    name, weights, control, challengers = _variants(serving, folders)
     if not challengers:
         return []
-    subjects = subjects_of(requests, feedback, running.id, parameters.quality.vote)
+    subjects = subjects_of(requests, feedback, name, parameters.quality.vote)
+    if strange := sorted(set(subjects["assigned"]) - weights.keys()):
+        raise UserError(
+            f"Experiment {name} has subjects of the variant {strange[0]!r}, which it no longer has: its variants were changed. "
+            "Give the new one an id of its own (serving.experiment.id): then subjects are dealt anew."
+        )
     found = []
     for challenger in challengers:
         told = experiment.decide(subjects, parameters.experiment.plan(control, challenger, weights)).as_dict()
-        served = requests[((requests["served"] == challenger) & (requests["experiment"] == running.id)).to_numpy(bool)]
-        version = served["version"].dropna()
+        served = (requests["served"] == challenger) & (requests["experiment"] == name)
+        version = requests[served.fillna(False).to_numpy(bool)]["version"].dropna()
         told |= {
-            "experiment": running.id,
+            "experiment": name,
             "control": control,
             "challenger": challenger,
             "version": int(version.iloc[-1]) if len(version) else None,
         }
-        logger.info("Experiment %s, %s against %s: %s. %s", running.id, challenger, control, told["decision"], told["why"])
+        logger.info("Experiment %s, %s against %s: %s. %s", name, challenger, control, told["decision"], told["why"])
         found.append(told)
     return found
+
+
+def _variants(serving: ServingParameters, folders: FolderParameters) -> tuple[str, dict[str, float], str, list[str]]:
+    """Return the running experiment's id, the weight of each variant, the control, and the others that have a share."""
+    running = running_experiment(Path(folders.work).parent / "serving" / "experiment.json", serving.experiment)
+    weights = {variant.name: variant.weight for variant in running.variants}
+    control, *challengers = [name for name, weight in weights.items() if weight > 0] or [running.variants[0].name]
+    return running.id, weights, control, challengers
+
+
+def _version_in_production(requests: pd.DataFrame, control: str) -> int:
+    """Return the version that last answered as the control; where none did, that last answered at all."""
+    shown = requests[(requests["shadow_of"].isna() & requests["version"].notna()).to_numpy(bool)]
+    ours = shown[(shown["served"] == control).fillna(False).to_numpy(bool)]
+    return int((ours if len(ours) else shown)["version"].iloc[-1])
 
 
 def decide(drift: dict[str, Any], live_quality: dict[str, Any], experiments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,8 +150,8 @@ def decide(drift: dict[str, Any], live_quality: dict[str, Any], experiments: lis
     return found
 
 
-def log_monitoring(drift: dict[str, Any], live_quality: dict[str, Any], decided: dict[str, Any], page: str) -> None:
-    """Log figures, decision and page to the MLflow run that is active, if one is."""
+def log_monitoring(drift: dict[str, Any], live_quality: dict[str, Any], decided: dict[str, Any]) -> None:
+    """Log figures and decision to the MLflow run that is active, if one is; what users wrote stays out of it."""
     import mlflow
 
     if not mlflow.active_run():
@@ -144,12 +164,11 @@ def log_monitoring(drift: dict[str, Any], live_quality: dict[str, Any], decided:
     if drift["windows"]:
         figures |= {f"monitoring/drift/{change['feature']}": change["effect"] for change in drift["windows"][-1]["changes"]}
     for version in live_quality["versions"]:
-        for name in ("rating", "accuracy", "failed"):
+        for name in ("rating", "accuracy", "broken_off"):
             if version[name]["value"] is not None:
                 figures[f"monitoring/{name}/version_{version['version']}"] = version[name]["value"]
     mlflow.log_metrics(figures)
     mlflow.log_dict(decided, "monitoring_decision.json")
-    mlflow.log_text(page, "monitoring.html")
     mlflow.set_tag("luthier.monitoring", decided["decision"])
 
 

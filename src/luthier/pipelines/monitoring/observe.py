@@ -18,7 +18,7 @@ def observe(requests: pd.DataFrame, size: int) -> pd.DataFrame:
     """Return the messages that windows are made of.
 
     A window is `size` messages after each other. The first one begins with the first message after a Monday, four weeks before
-    the newest: so windows stay what they were while messages come in, and while old ones leave the log.
+    the newest: so windows stay what they were while messages come in; every Monday they are cut anew.
 
     Of each subject the first message of a day counts: one person's messages are alike, and a test takes them for independent.
     Shadows and requests that were refused before a model saw them are left out.
@@ -37,11 +37,11 @@ def observe(requests: pd.DataFrame, size: int) -> pd.DataFrame:
         rows = rows[rows["at"] >= monday]
         day = rows["at"].dt.floor("D")
         rows = rows[~(rows.assign(day=day).duplicated(["subject", "day"]) & rows["subject"].notna()).to_numpy(bool)]
-    texts = [None if not isinstance(prompt, str) else user_text(json.loads(prompt)) for prompt in rows["prompt"]]
+    texts = [_text_of(prompt) for prompt in rows["prompt"]]
     table = pd.DataFrame(
         {
             **{name: rows[name] for name in ("request", "at", "version", "served", "subject")},
-            **_features(texts, rows["prompt_characters"].tolist(), [_findings(pii) for pii in rows["pii"]]),
+            **_features(texts),
             "language": rows["language"].to_numpy(object),
         }
     ).reset_index(drop=True)
@@ -67,19 +67,17 @@ def reference_of(records: Shards, most: int) -> pd.DataFrame:
     return pd.DataFrame({**_features(texts), "language": languages})
 
 
-def _features(
-    texts: list[str | None], characters: list[Any] | None = None, pii: list[int | None] | None = None
-) -> dict[str, Any]:
-    """Return what is known of texts, and where a text is not kept what the log counted of all turns."""
-    counted, found = characters or [None] * len(texts), pii or [None] * len(texts)
+def _features(texts: list[str | None]) -> dict[str, Any]:
+    """Return what is known of texts. Where none is kept, the log's counts say nothing: they are of all turns."""
     return {
         "text": pd.array(texts, dtype="string"),
-        "characters": pd.array([c if t is None else len(t) for t, c in zip(texts, counted, strict=True)], dtype="Int64"),
-        "pii": pd.array(
-            [f if t is None else len(PLACEHOLDER.findall(t)) for t, f in zip(texts, found, strict=True)], dtype="Int64"
-        ),
+        "characters": pd.array([None if text is None else len(text) for text in texts], dtype="Int64"),
+        "pii": pd.array([None if text is None else len(PLACEHOLDER.findall(text)) for text in texts], dtype="Int64"),
     }
 
 
-def _findings(pii: Any) -> int | None:
-    return sum(json.loads(pii).values()) if isinstance(pii, str) else None
+def _text_of(prompt: Any) -> str | None:
+    try:
+        return user_text(json.loads(prompt)) if isinstance(prompt, str) else None
+    except (ValueError, TypeError, KeyError):  # the checks of the log count it
+        return None

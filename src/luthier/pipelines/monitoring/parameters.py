@@ -55,7 +55,7 @@ class DriftParameters(Parameters):
 class QualityParameters(Parameters):
     """What is known of the answers: votes, and right answers that come later."""
 
-    vote: str = Field(default="helpful", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    vote: str = Field(default="helpful", pattern=r"^[a-z][a-z0-9_]{0,63}$")
     """Name of the votes that count."""
     labels: str | None = None
     """Right answers: a file or URI of JSON lines `{"request": ID, "answer": ...}`; null if there are none."""
@@ -140,7 +140,9 @@ class ActParameters(Parameters):
     """How long after an act nothing is done again."""
     most_a_day: int = Field(default=2, ge=0)
     """Acts within 24 hours, at most."""
-    rows: str = "data/01_raw/traffic"
+    gateway: str | None = Field(default=None, pattern=r"^https?://")
+    """Address of the gateway, to end an experiment; null takes that of serving.host and serving.port."""
+    rows: str = Field(default="data/01_raw/traffic", pattern=r"^[^:]*$")
     """Folder for what users corrected, and for messages whose labels came: a file for each retraining. Name it in data.sources to
     train on it."""
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)

@@ -24,7 +24,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.measure_quality,
-                inputs=["requests", "feedback", settings, "params:folders"],
+                inputs=["requests", "feedback", "params:serving", settings, "params:folders"],
                 outputs="live_quality",
                 name="measure_quality",
             ),
@@ -48,7 +48,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.log_monitoring,
-                inputs=["drift", "live_quality", "monitoring_decision", "monitoring_report"],
+                inputs=["drift", "live_quality", "monitoring_decision"],
                 outputs=None,
                 name="log_monitoring",
             ),

@@ -14,7 +14,10 @@ from scipy.stats import binom, binomtest, fisher_exact
 
 from luthier.artefacts import canonical_json
 from luthier.pipelines.monitoring.subjects import OURS
+from luthier.text.pii import PLACEHOLDER
 from luthier.text.prepare import strict_json
+
+_ODD = 0.01
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,15 @@ def is_right(answer: str, label: Any) -> bool:
 def labelled(requests: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
     """Return the answers whose label came: `version`, `served`, `right`.
 
+    Answers with personal data are left out: in the log placeholders stand for it, in the label does not.
+
     Args:
         requests: from `luthier.serving.logged.read_requests`.
         labels: request -> right answer.
     """
     answered = requests["answer"].notna() & requests["shadow_of"].isna()
     known = requests[(answered & requests["request"].isin(list(labels))).to_numpy(bool)]
+    known = known[np.array([PLACEHOLDER.search(answer) is None for answer in known["answer"]], bool)]
     right = [is_right(a, labels[r]) for a, r in zip(known["answer"].tolist(), known["request"].tolist(), strict=True)]
     columns = {"version": known["version"], "served": known["served"], "right": np.array(right, bool)}
     return pd.DataFrame(columns).reset_index(drop=True)
@@ -141,7 +147,7 @@ def by_version(requests: pd.DataFrame, votes: pd.DataFrame, right: pd.DataFrame)
             {
                 "version": int(version),
                 "requests": len(rows),
-                "failed": Share.counted(int(failed.sum()), len(rows)).as_dict(),
+                "broken_off": Share.counted(int(failed.sum()), len(rows)).as_dict(),
                 "rating": Share.counted(int(ups["up"].sum()), len(ups)).as_dict(),
                 "accuracy": Share.counted(int(rights["right"].sum()), len(rights)).as_dict(),
                 "seconds": _quantiles(rows["seconds"]),
@@ -158,7 +164,7 @@ def _quantiles(values: "pd.Series[Any]") -> dict[str, float] | None:
 
 
 def checks(requests: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return what is wrong with the log itself: then figures that rest on it are too."""
+    """Return what is wrong with the log itself: with more than one request in a hundred, figures that rest on it are too."""
     shown = requests[requests["shadow_of"].isna().to_numpy(bool)]
     answered = shown[shown["error"].isna().to_numpy(bool)]
     told = {
@@ -167,7 +173,7 @@ def checks(requests: pd.DataFrame) -> list[dict[str, Any]]:
         "requests that took no time": int((shown["seconds"] <= 0).sum()),
         "prompts that are no turns": sum(not _are_turns(prompt) for prompt in shown["prompt"].dropna()),
     }
-    return [{"check": name, "rows": count, "passed": not count} for name, count in told.items()]
+    return [{"check": name, "rows": count, "passed": count <= _ODD * len(shown)} for name, count in told.items()]
 
 
 def _are_turns(prompt: str) -> bool:
