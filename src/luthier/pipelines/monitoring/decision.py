@@ -1,10 +1,12 @@
 """What follows from what is seen. The first that holds is the decision:
 
-check       the request log or the dealing of subjects is broken: whatever rests on it is worthless
-roll back   a challenger breaks a guardrail, or is worse
-retrain     requests have drifted, or answers are no longer good enough
-promote     a challenger is better, and keeps every guardrail
-keep        otherwise
+In this order, as what comes first makes the rest worthless, or is more urgent:
+
+    check       the request log or the dealing of subjects is broken: whatever rests on it is worthless
+    roll back   a challenger breaks a guardrail, or is worse
+    retrain     requests have drifted, or answers are no longer good enough
+    promote     a challenger is better, and keeps every guardrail
+    keep        otherwise
 """
 
 from typing import Any, Literal
