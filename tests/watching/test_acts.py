@@ -143,6 +143,7 @@ def test_who_cannot_be_reached_is_told_without_the_key(actor, monkeypatch):
     monkeypatch.setenv("LUTHIER_ADMIN_KEY", "sk-admin-0123456789")
     with pytest.raises(UserError, match=r"The gateway does not answer at 127\.0\.0\.1:9: ConnectionError$"):
         actor.act(rollback_of(4), FREE)
+    assert [line.action for line in actor.registry.log.lines()] == ["promote", "promote"]
 
 
 def test_what_is_missing_is_told_before_the_log_says_that_anything_was_done(actor, monkeypatch):

@@ -112,15 +112,16 @@ class Actor:
         planned = self.plan(decided)
         if planned == "rollback":
             return self.registry.rollback(reason=why, guard=limits.guard)
-        # what is missing is told before anything is written; then the line: two monitors that wake at once act once
+        # what is missing is told before anything is written
         if planned == "end experiment":
             key = _secret(ADMIN_VARIABLE, "to end an experiment the gateway asks for its administrator's key")
-            line = self.registry.note("end experiment", why, limits.guard)
-            self._end_experiment(key)
-            return line
+            limits.guard(self.registry.log.lines())
+            self._end_experiment(key)  # twice is as good as once; a line about what failed is not
+            return self.registry.note("end experiment", why, limits.guard)
         token = None
         if self.workflow is not None:
             token = _secret(self.workflow["token_variable"], "monitoring.act.workflow.token_variable names it")
+        # first the line: of two monitors that wake at once, one starts a training
         line = self.registry.note("retrain", why, limits.guard)
         self.write_rows()
         if self.workflow is not None and token is not None:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 
@@ -69,12 +68,3 @@ def watch(
             failed = not look()
             seen = seen if failed else now
         stop.wait(every)
-
-
-def utc_of(version: str) -> datetime:
-    """Return when a version of Kedro's was made.
-
-    >>> utc_of("2026-11-28T03.02.58.738Z").isoformat()
-    '2026-11-28T03:02:58.738000+00:00'
-    """
-    return datetime.strptime(version, "%Y-%m-%dT%H.%M.%S.%fZ").replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from luthier.registry import Registry
 from luthier.remote import open_storage
 from luthier.watching.acts import Actor, HeldBackError, Limits
 from luthier.watching.gauges import Gauges
-from luthier.watching.loop import News, news_of, utc_of, watch
+from luthier.watching.loop import News, news_of, watch
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Monitor:
     def show(self) -> None:
         """Show the newest findings that there are."""
         _, evaluated = self._files("evaluation")
-        self._gauges.show(self._newest, utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
+        self._gauges.show(self._newest, _utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
         self._gauges.deployments(self._registry.log.lines())
 
     def watch(
@@ -136,3 +137,12 @@ class Monitor:
         path = f"{self._data}/08_reporting/{name}.json"
         storage, place = open_storage(path if "://" in path else f"file://{path}")
         return storage, sorted(storage.glob(f"{place}/*/*.json"))
+
+
+def _utc_of(version: str) -> datetime:
+    """Return when a version of Kedro's was made.
+
+    >>> _utc_of("2026-11-28T03.02.58.738Z").isoformat()
+    '2026-11-28T03:02:58.738000+00:00'
+    """
+    return datetime.strptime(version, "%Y-%m-%dT%H.%M.%S.%fZ").replace(tzinfo=UTC)

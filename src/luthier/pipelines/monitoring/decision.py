@@ -1,6 +1,6 @@
-"""What follows from what is seen. The first that holds is the decision:
+"""What follows from what is seen.
 
-In this order, as what comes first makes the rest worthless, or is more urgent:
+The first that holds is the decision:
 
     check       the request log or the dealing of subjects is broken: whatever rests on it is worthless
     roll back   a challenger breaks a guardrail, or is worse
