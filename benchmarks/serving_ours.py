@@ -86,7 +86,7 @@ def engine(home: Path) -> None:
     """Answer what stdin asks, with clients that are threads."""
     import torch
 
-    from luthier.serving.batching import BatchingEngine
+    from luthier.serving.engines.batching import BatchingEngine
 
     dtype = torch.bfloat16 if resolve_precision("auto") == "bf16" else torch.float32
     model, tokenizer = load_model(base(), dtype).eval(), load_tokenizer(base())
@@ -100,8 +100,8 @@ def engine(home: Path) -> None:
 
 
 def turn(answering, tokenizer, prompts: list[str], clients: int, length: int) -> dict[str, float]:
-    from luthier.serving.batching import Done, TextPiece
-    from luthier.serving.sampling import Sampling
+    from luthier.serving.engines.batching import Done, TextPiece
+    from luthier.serving.engines.sampling import Sampling
     from luthier.text.chat import encode_prompt
 
     first: list[float] = []

@@ -1,6 +1,6 @@
 """Gateway, monitor, Prometheus and Alertmanager together on one machine: `make observe`.
 
-    python deploy/observe.py [--env ENV] [--webhook URL]
+    python deploy/observe.py [--env ENV] [--webhook URL] [--act]
 
 The configuration is that of deploy/, copied into a folder of work in which the addresses and the key of this start stand. What
 ends by itself ends the others; Ctrl-C ends all.
@@ -87,13 +87,14 @@ def lay_out(folder: Path, key: str, ports: Ports, webhook: str) -> None:
     alertmanager.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def commands(folder: Path, ports: Ports, env: str | None) -> dict[str, list[str]]:
+def commands(folder: Path, ports: Ports, env: str | None, act: bool = False) -> dict[str, list[str]]:
     """Return how each process is started.
 
     Args:
         folder: that `lay_out` filled.
         ports: where everything listens.
         env: Kedro's environment.
+        act: whether the monitor does what it decided.
     """
     found, chosen = programs(), ["--env", env] if env else []
     kedro = [sys.executable, "-m", "kedro"]
@@ -114,7 +115,7 @@ def commands(folder: Path, ports: Ports, env: str | None) -> dict[str, list[str]
             "--log.level=warn",
         ],
         "gateway": [*kedro, "serve", "--port", str(ports.gateway), *chosen],
-        "monitor": [*kedro, "monitor", "--port", str(ports.monitor), *chosen],
+        "monitor": [*kedro, "monitor", "--port", str(ports.monitor), *(["--act"] if act else []), *chosen],
     }
 
 
@@ -163,6 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make observe", description="Gateway, monitor, Prometheus and Alertmanager together.")
     parser.add_argument("--env", help="Kedro's environment")
     parser.add_argument("--webhook", help="where alerts are sent; by default they are shown here")
+    parser.add_argument("--act", action="store_true", help="let the monitor do what it decided (monitoring.act)")
     given = parser.parse_args()
     ports, folder, project = Ports(), Path("data/06_models/observe").resolve(), Path.cwd()
     environment = dict(os.environ)
@@ -171,7 +173,7 @@ def main() -> int:
     stack = ExitStack()
     try:
         key = first_key(environment)
-        planned = commands(folder, ports, given.env)
+        planned = commands(folder, ports, given.env, given.act)
         folder.mkdir(parents=True, exist_ok=True)
         lay_out(folder, key, ports, given.webhook or stack.enter_context(shown_alerts()))
     except UserError as error:

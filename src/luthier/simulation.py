@@ -16,6 +16,7 @@ from rich.progress import Progress
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
 from luthier.reading import as_json, find_files, read
+from luthier.serving.records.labels import is_right
 from luthier.text.prepare import PromptSettings, RowError, conversation
 from luthier.text.rows import asked
 
@@ -45,7 +46,7 @@ class Traffic:
     votes: float
     """Share of answers that are voted on."""
     up: Mapping[str, float]
-    """Chance of a vote up, by variant; `""` for all others."""
+    """Chance of a vote up: by variant, or else of `right` and `wrong` answers where that is known; `""` for all others."""
     seed: int = 0
 
     def messages(self) -> Iterator[Sent]:
@@ -111,7 +112,7 @@ def _sent(row: Mapping[str, Any], settings: PromptSettings) -> Sent | None:
         return None
 
 
-def send(traffic: Traffic, address: str, key: str, model: str) -> Told:
+def send(traffic: Traffic, address: str, key: str, model: str, told: Told) -> None:
     """Send everything, and wait for the answers.
 
     Args:
@@ -119,18 +120,20 @@ def send(traffic: Traffic, address: str, key: str, model: str) -> Told:
         address: of the gateway, such as `http://127.0.0.1:8080`.
         key: of a client.
         model: what is asked: `luthier` is dealt by the running experiment.
+        told: what came of it is added here, request by request, so that a simulation that is stopped has not been for nothing.
 
     Raises:
         UserError: if the gateway does not answer, or does not know the key.
     """
-    return asyncio.run(_send(traffic, address, key, model))
+    asyncio.run(_send(traffic, address, key, model, told))
 
 
-async def _send(traffic: Traffic, address: str, key: str, model: str) -> Told:
-    told, chance = Told(), random.Random(traffic.seed + 1)
+async def _send(traffic: Traffic, address: str, key: str, model: str, told: Told) -> None:
+    chance = random.Random(traffic.seed + 1)
     limits = httpx.Limits(max_connections=AT_ONCE + 8)
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=330, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(headers=headers, timeout=330, limits=limits, trust_env=False) as client:
+        client.base_url = _base(address)
         await _greet(client, address)
         places = asyncio.Semaphore(AT_ONCE)
         run = f"{random.SystemRandom().getrandbits(48):012x}"  # a subject is somebody new in each simulation
@@ -143,7 +146,16 @@ async def _send(traffic: Traffic, address: str, key: str, model: str) -> Told:
                     task.add_done_callback(lambda _: places.release())
                     task.add_done_callback(lambda _: progress.advance(bar))
                     await asyncio.sleep(chance.expovariate(traffic.rate))
-    return told
+
+
+def _base(address: str) -> httpx.URL:
+    try:
+        url = httpx.URL(address)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise UserError(f"--url: {address} is no address of a gateway ({error}); one is http://127.0.0.1:8080.") from None
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 1) > 65535:
+        raise UserError(f"--url: {address} is no address of a gateway; one is http://127.0.0.1:8080.")
+    return url
 
 
 async def _greet(client: httpx.AsyncClient, address: str) -> None:
@@ -179,13 +191,26 @@ async def _one(client: httpx.AsyncClient, model: str, subject: str, sent: Sent, 
         told.labels.append({"request": request, "answer": sent.answer})
     chance = random.Random(f"{traffic.seed} {subject}")
     if chance.random() < traffic.votes:
-        rating = "up" if chance.random() < traffic.up.get(variant, traffic.up[""]) else "down"
+        rating = "up" if chance.random() < _pleases(traffic.up, variant, sent, answer.text) else "down"
         try:
             voted = await client.post("/v1/feedback", json={"request_id": request, "name": "helpful", "rating": rating})
         except httpx.HTTPError as error:
             told.failed[f"vote: {type(error).__name__}"] += 1
             return
         told.votes[f"{rating} for {variant or 'no variant'}" if voted.is_success else f"refused ({voted.status_code})"] += 1
+
+
+def _pleases(up: Mapping[str, float], variant: str, sent: Sent, stream: str) -> float:
+    """Return the chance of a vote up."""
+    if variant in up or sent.answer is None or not {"right", "wrong"} & up.keys():
+        return up.get(variant, up[""])
+    return up.get("right" if is_right(_answer_in(stream), sent.answer) else "wrong", up[""])
+
+
+def _answer_in(stream: str) -> str:
+    """Return the text of an answer that came as events."""
+    chunks = (json.loads(line.removeprefix("data: ")) for line in stream.split("\n") if line.startswith("data: {"))
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 def _error_of(answer: httpx.Response) -> str | None:

@@ -5,7 +5,7 @@ import yaml
 from commands import ROOT
 from kedro.io import DataCatalog, DatasetError
 
-from luthier.serving.log import RequestLog
+from luthier.serving.records.log import RequestLog
 from tests.serving.logs import logged, uri_of
 
 

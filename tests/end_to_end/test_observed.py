@@ -98,7 +98,7 @@ def simulate(project, ports, file: str, count: int, rate: float) -> "subprocess.
 def workers(gateway) -> list[psutil.Process]:
     """Return the processes of engines that listen."""
     children = psutil.Process(gateway.pid).children(recursive=True)
-    return [child for child in children if "luthier.serving.worker" in child.cmdline() and child.net_connections()]
+    return [child for child in children if "luthier.serving.engines.worker" in child.cmdline() and child.net_connections()]
 
 
 def asked(ports, query: str) -> list:
@@ -155,5 +155,7 @@ def test_what_happens_reaches_the_webhook_in_time_and_every_panel_has_data(copie
         assert not empty
         assert all(process.poll() is None for process in processes.values())
     assert not [
-        child for child in psutil.Process(os.getpid()).children(recursive=True) if "luthier.serving.worker" in child.cmdline()
+        child
+        for child in psutil.Process(os.getpid()).children(recursive=True)
+        if "luthier.serving.engines.worker" in child.cmdline()
     ]

@@ -9,9 +9,9 @@ from sharp import sharp_tiny
 from transformers import DynamicCache
 
 from luthier.generation import generate
-from luthier.serving.batching import BatchingEngine, Done, Event, Failed, TextPiece, Ticket
-from luthier.serving.completion import TokenLogprob
-from luthier.serving.sampling import Sampling
+from luthier.serving.api.completion import TokenLogprob
+from luthier.serving.engines.batching import BatchingEngine, Done, Event, Failed, TextPiece, Ticket
+from luthier.serving.engines.sampling import Sampling
 
 PATIENCE = 60.0  # seconds until a test gives up waiting
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from luthier.serving.chat import ChatRequest, parse_chat
-from luthier.serving.errors import CODES, ApiError
+from luthier.serving.api.chat import ChatRequest, parse_chat
+from luthier.serving.api.errors import CODES, ApiError
 from luthier.serving.parameters import LimitParameters
 
 LIMITS = LimitParameters(body_bytes=20_000, json_depth=20, messages=6, characters=1_000)

@@ -13,18 +13,18 @@ import httpx
 import pandas as pd
 from openai import AsyncOpenAI, OpenAI
 
-from luthier.serving.engine import Engine
-from luthier.serving.feedback import FeedbackStore
+from luthier.serving.engines.engine import Engine
+from luthier.serving.engines.upstream import Upstream
 from luthier.serving.gateway import create_app
 from luthier.serving.keys import read_keys
 from luthier.serving.limits import Slots
 from luthier.serving.live import Gateway, Live, Served
-from luthier.serving.log import RequestLog
-from luthier.serving.logged import read_requests
 from luthier.serving.metrics import Metrics
 from luthier.serving.parameters import ExperimentParameters, LimitParameters, ServingParameters
+from luthier.serving.records.feedback import FeedbackStore
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.logged import read_requests
 from luthier.serving.routing import Experiment, RouteTable, Variant, resolve_experiment
-from luthier.serving.upstream import Upstream
 from luthier.text.prepare import PromptSettings, ScrubSettings
 from tests.serving.logs import uri_of
 from tests.serving.scripted import listening

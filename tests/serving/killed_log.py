@@ -3,8 +3,8 @@
 import sys
 from datetime import UTC, datetime
 
-from luthier.serving.log import RequestLog
-from luthier.serving.logged import LoggedRequest
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.logged import LoggedRequest
 
 TURNS = [{"role": "user", "content": "My order <EMAIL_aaaaaa> never came." * 5}]
 

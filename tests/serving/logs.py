@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from luthier.serving.logged import LoggedRequest
+from luthier.serving.records.logged import LoggedRequest
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TURNS = [

@@ -17,7 +17,7 @@ from commands import command, environment, make_project
 from openai import OpenAI
 
 from luthier.registry import Registry
-from luthier.serving.logged import read_requests
+from luthier.serving.records.logged import read_requests
 from tests.serving.versions import Home
 
 KEY, ADMIN = "sk-client-0123456789", "sk-admin-0123456789"
@@ -62,7 +62,7 @@ class Server:
         return [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "luthier.serving.worker" in child.cmdline() and child.net_connections()
+            if "luthier.serving.engines.worker" in child.cmdline() and child.net_connections()
         ]
 
     def rows(self) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from luthier.serving.chat import UNSUPPORTED
-from luthier.serving.errors import CODES
+from luthier.serving.api.chat import UNSUPPORTED
+from luthier.serving.api.errors import CODES
 from tests.serving.gateways import ALICE, CHAT, CONTEXT, HELLO, KEY, ROOT, Running, eventually, gateway_of
 from tests.serving.scripted import scripted
 

@@ -17,10 +17,10 @@ from luthier import generation
 from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
 from luthier.rows import NAME
-from luthier.serving import batch
-from luthier.serving.batching import BatchingEngine, Done, Failed, TextPiece
-from luthier.serving.errors import ApiError
-from luthier.serving.sampling import Sampling
+from luthier.serving.api.errors import ApiError
+from luthier.serving.engines import batch
+from luthier.serving.engines.batching import BatchingEngine, Done, Failed, TextPiece
+from luthier.serving.engines.sampling import Sampling
 from tests.serving.answers import PATIENCE, ask, ending_tiny, expected, random_tokens, written
 
 

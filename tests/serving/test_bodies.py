@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.serving.chat import ChatRequest, engine_request, parse_chat
-from luthier.serving.errors import ApiError
+from luthier.serving.api.chat import ChatRequest, engine_request, parse_chat
+from luthier.serving.api.errors import ApiError
 from tests.serving.chats import FULL, HELLO, LIMITS, check, refusal
 
 JSON = st.recursive(

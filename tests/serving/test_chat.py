@@ -15,10 +15,10 @@ from openai.types.chat import (
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
 from luthier.pipelines.data_processing.shapes import to_conversation
-from luthier.serving.bodies import MOST_TOLD
-from luthier.serving.chat import LONGEST_SCHEMA, UNSUPPORTED, ChatRequest, StreamOptions, engine_request, parse_chat
-from luthier.serving.errors import ApiError
-from luthier.serving.messages import ChatMessage
+from luthier.serving.api.bodies import MOST_TOLD
+from luthier.serving.api.chat import LONGEST_SCHEMA, UNSUPPORTED, ChatRequest, StreamOptions, engine_request, parse_chat
+from luthier.serving.api.errors import ApiError
+from luthier.serving.api.messages import ChatMessage
 from tests.serving.canned import canned
 from tests.serving.chats import FULL, HELLO, LIMITS, check, parse, refusal
 

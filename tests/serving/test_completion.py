@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from luthier.serving.completion import DONE, LOWEST_LOGPROB, Envelope, error_event, event, new_id, token_logprob, usage
-from luthier.serving.errors import (
+from luthier.serving.api.completion import DONE, LOWEST_LOGPROB, Envelope, error_event, event, new_id, token_logprob, usage
+from luthier.serving.api.errors import (
     ApiError,
     bad_key,
     busy,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from luthier.serving.detokenise import HALF, AnswerText, Spelling
+from luthier.serving.engines.detokenise import HALF, AnswerText, Spelling
 from tests.serving.spellers import byte_level, with_spaces
 
 

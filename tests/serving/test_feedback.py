@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.shapes import recognise, to_conversation
-from luthier.serving.bodies import read_json, validated
-from luthier.serving.errors import ApiError
-from luthier.serving.feedback import NAMES_PER_REQUEST, FeedbackRequest, FeedbackStore, corrections, read_feedback
-from luthier.serving.log import RequestLog
-from luthier.serving.logged import LoggedRequest
+from luthier.serving.api.bodies import read_json, validated
+from luthier.serving.api.errors import ApiError
+from luthier.serving.records.feedback import NAMES_PER_REQUEST, FeedbackRequest, FeedbackStore, corrections, read_feedback
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.logged import LoggedRequest
 from tests.serving.logs import logged
 
 TURNS = [

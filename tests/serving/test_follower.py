@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from luthier.errors import UserError
-from luthier.serving.errors import ApiError
+from luthier.serving.api.errors import ApiError
 from luthier.serving.fleet import Fleet, Machine
 from luthier.serving.follower import Follower
 from luthier.serving.metrics import Metrics

@@ -8,8 +8,8 @@ from openai import BadRequestError, OpenAI
 from openai_server import openai_server
 from sharp import sharp_tiny
 
-from luthier.serving.chat import UNSUPPORTED
-from luthier.serving.upstream import Upstream
+from luthier.serving.api.chat import UNSUPPORTED
+from luthier.serving.engines.upstream import Upstream
 from luthier.text.prepare import PromptSettings
 from tests.serving.gateways import ADMIN, ALICE, CONTEXT, KEY, ROOT, eventually, gateway_of
 from tests.serving.scripted import scripted
@@ -210,7 +210,7 @@ def test_feedback_is_idempotent_and_scrubbed(running):
     said = {"request_id": answer.id, "rating": "up", "correction": "Ask ada@example.org"}
     results = [running.post("/v1/feedback", json=said | more) for more in ({}, {}, {"rating": "down"})]
     assert [result.json()["result"] for result in results] == ["created", "unchanged", "updated"]
-    from luthier.serving.feedback import corrections
+    from luthier.serving.records.feedback import corrections
 
     kept = next(iter(corrections(running.log_uri)))
     assert "example.org" not in kept["messages"][-1]["content"]

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from luthier.serving.errors import ApiError
+from luthier.serving.api.errors import ApiError
 from luthier.serving.limits import RateLimit, Slots
 from luthier.serving.parameters import LimitParameters
 

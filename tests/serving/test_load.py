@@ -144,7 +144,9 @@ def under_load(home, seconds: float) -> None:
         told = load.told
         metrics = counted(server)
         assert server.stop() == 0
-        assert [child for child in psutil.Process().children(recursive=True) if "luthier.serving.worker" in child.cmdline()] == []
+        assert [
+            child for child in psutil.Process().children(recursive=True) if "luthier.serving.engines.worker" in child.cmdline()
+        ] == []
     rows = server.rows()
     # each request is one answer, one row and one count
     assert len({one.request for one in told}) == len(told)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
-from luthier.serving.feedback import FeedbackRequest, FeedbackStore, read_feedback
-from luthier.serving.log import RequestLog
-from luthier.serving.logged import read_requests, row_of
-from luthier.serving.tables import REQUESTS
+from luthier.serving.records.feedback import FeedbackRequest, FeedbackStore, read_feedback
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.logged import read_requests, row_of
+from luthier.serving.records.tables import REQUESTS
 from tests.serving.logs import NOON, TURNS, logged, uri_of
 
 

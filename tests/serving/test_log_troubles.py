@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import UserError
-from luthier.serving.log import RequestLog
-from luthier.serving.logged import read_requests
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.logged import read_requests
 from tests.serving.logs import logged, uri_of
 
 SCRIPT = str(Path(__file__).with_name("killed_log.py"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from luthier.serving.errors import CODES
+from luthier.serving.api.errors import CODES
 from luthier.serving.metrics import Metrics
 from luthier.serving.routing import Experiment, RouteTable, Variant
 

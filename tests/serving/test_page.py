@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import pytest
 from chromium import chromium
 
-from luthier.serving.feedback import corrections, read_feedback
 from luthier.serving.page import read_page
+from luthier.serving.records.feedback import corrections, read_feedback
 from tests.serving.gateways import KEY, eventually, gateway_of
 from tests.serving.scripted import echo, scripted
 

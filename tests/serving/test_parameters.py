@@ -6,8 +6,8 @@ from commands import ROOT
 
 from luthier.configuration import FolderParameters, validate_parameters
 from luthier.errors import UserError
-from luthier.serving.log import RequestLog
 from luthier.serving.parameters import LOG_VARIABLE, LogParameters, ServingParameters
+from luthier.serving.records.log import RequestLog
 from luthier.serving.routing import resolve_experiment
 
 FOLDERS = FolderParameters(root="/p", base_models="/p/b", shards="/p/s", work="/p/data/06_models/work")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
-from luthier.serving.errors import ApiError
+from luthier.serving.api.errors import ApiError
 from luthier.serving.routing import (
     BUCKETS,
     Experiment,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from luthier.serving import sampling
-from luthier.serving.sampling import Sampler, Sampling, nucleus
+from luthier.serving.engines import sampling
+from luthier.serving.engines.sampling import Sampler, Sampling, nucleus
 
 LOGITS = st.lists(st.floats(-8, 8), min_size=1, max_size=12).map(torch.tensor)
 TEMPERATURES = st.floats(0.05, 2)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
-from luthier.serving.feedback import read_feedback
 from luthier.serving.keys import first_key
-from luthier.simulation import Sent, Traffic, read_messages, send, write_labels
+from luthier.serving.records.feedback import read_feedback
+from luthier.simulation import Sent, Told, Traffic, read_messages, write_labels
+from luthier.simulation import send as send_into
 from tests.serving.gateways import KEY, gateway_of
 from tests.serving.scripted import scripted
 
@@ -26,6 +27,12 @@ FOLDERS = FolderParameters(root=str(PROJECT), base_models="", shards="", work=""
 def running(tmp_path_factory):
     with scripted() as script, gateway_of(tmp_path_factory.mktemp("log"), {3: [script.url]}) as found:
         yield found
+
+
+def send(*what):
+    told = Told()
+    send_into(*what, told)
+    return told
 
 
 def traffic(**more):
@@ -56,6 +63,20 @@ def test_every_message_is_answered_logged_and_voted_on_as_asked(running, tmp_pat
     labels = [json.loads(line) for line in (tmp_path / "some" / "labels.jsonl").read_text().splitlines()]
     assert len(labels) == 80
     assert {label["request"] for label in labels} == set(rows["request"])
+
+
+def test_who_knows_the_right_answer_votes_by_it(running):
+    usual = [Sent("a", "a"), Sent("b", "something else")]
+    told = send(traffic(usual=usual, votes=1.0, up={"": 0.5, "right": 1.0, "wrong": 0.0}), running.address, KEY, "luthier")
+    assert told.votes == {"up for champion": 20, "down for champion": 20}
+    told = send(traffic(usual=usual, votes=1.0, up={"": 0.5, "right": 1.0, "champion": 0.0}), running.address, KEY, "luthier")
+    assert told.votes == {"down for champion": 40}
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999", "127.0.0.1:8080", "nonsense", "http://"])
+def test_an_address_that_is_none_is_told(address):
+    with pytest.raises(UserError, match="--url: .* is no address of a gateway"):
+        send(traffic(), address, KEY, "luthier")
 
 
 def test_refusals_are_counted_by_their_code(running):

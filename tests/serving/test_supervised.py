@@ -15,10 +15,10 @@ from commands import ROOT
 from luthier.errors import UserError
 from luthier.generation import generate
 from luthier.packages import load_package
-from luthier.serving.errors import ApiError
+from luthier.serving.api.errors import ApiError
+from luthier.serving.engines.supervised import Supervised
+from luthier.serving.engines.worker_protocol import WorkerSettings
 from luthier.serving.parameters import LimitParameters
-from luthier.serving.supervised import Supervised
-from luthier.serving.worker_protocol import WorkerSettings
 from luthier.text.chat import encode_prompt
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "where is my parcel"}]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from openai import APIError
 
-from luthier.serving.upstream import Upstream
+from luthier.serving.engines.upstream import Upstream
 from tests.serving.gateways import CHAT, HELLO, KEY, Running, eventually, gateway_of
 from tests.serving.scripted import scripted
 

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from luthier.serving.errors import ApiError
-from luthier.serving.upstream import FIRST_REST, LONGEST_MESSAGE, Upstream
+from luthier.serving.api.errors import ApiError
+from luthier.serving.engines.upstream import FIRST_REST, LONGEST_MESSAGE, Upstream
 from tests.serving.gateways import eventually
 from tests.serving.scripted import scripted
 

@@ -9,8 +9,8 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.registry import Registry
-from luthier.serving.feedback import FeedbackRequest, FeedbackStore
-from luthier.serving.log import RequestLog
+from luthier.serving.records.feedback import FeedbackRequest, FeedbackStore
+from luthier.serving.records.log import RequestLog
 from luthier.watching.acts import WHO, Actor, HeldBackError, Limits
 from tests.pipelines.monitoring.test_nodes import logged_messages, message
 
@@ -164,21 +164,29 @@ def test_what_is_missing_is_told_before_the_log_says_that_anything_was_done(acto
 
 def test_acts_are_rare_whoever_acts(actor):
     limits = Limits(timedelta(hours=1), 2)
-    assert limits.why_not(actor.registry.log.lines(), datetime.now(UTC)) is None
+    assert limits.why_not("rollback", actor.registry.log.lines(), datetime.now(UTC)) is None
     actor.act(rollback_of(3), limits)
     # another monitor, on another machine, at the same moment
     other = changed(actor, registry=Registry("luthier", actor.registry.tracking_uri, who=f"{WHO}, other@there"))
-    for decided in (rollback_of(1), RETRAIN):
-        with pytest.raises(HeldBackError, match="the last act was at"):
-            other.act(decided, limits)
+    with pytest.raises(HeldBackError, match="the last such act was at"):
+        other.act(rollback_of(1), limits)
     lines = actor.registry.log.lines()
     assert [line.action for line in lines] == ["promote", "promote", "rollback"]
     now = datetime.now(UTC)
-    assert limits.why_not(lines, now + timedelta(hours=2)) is None
-    assert "2 acts within a day" in limits.why_not([*lines, lines[-1]], now + timedelta(hours=2))
-    assert limits.why_not([*lines, lines[-1]], now + timedelta(hours=25)) is None
+    for planned in ("rollback", "end experiment"):
+        assert limits.why_not(planned, lines, now + timedelta(hours=2)) is None
+        assert "2 such acts within a day" in limits.why_not(planned, [*lines, lines[-1]], now + timedelta(hours=2))
+        assert limits.why_not(planned, [*lines, lines[-1]], now + timedelta(hours=25)) is None
+
+
+def test_taking_back_does_not_wait_for_the_pause_after_a_retraining(actor):
+    limits = Limits(timedelta(hours=1), 1)
+    actor.act(RETRAIN, limits)
+    with pytest.raises(HeldBackError, match="the last such act was at"):
+        actor.act(RETRAIN, limits)
+    assert actor.act(rollback_of(3), limits).action == "rollback"
 
 
 def test_what_people_do_is_no_act_of_the_monitor(actor):
     Registry("luthier", actor.registry.tracking_uri, who="ada@desk").rollback()
-    assert Limits(timedelta(hours=1), 1).why_not(actor.registry.log.lines(), datetime.now(UTC)) is None
+    assert Limits(timedelta(hours=1), 1).why_not("rollback", actor.registry.log.lines(), datetime.now(UTC)) is None

@@ -34,7 +34,7 @@ def test_drift_starts_a_training_once_and_the_log_says_so(copied, server, monkey
     assert [path for path, *_ in seen] == ["/repos/team/models/actions/workflows/train.yml/dispatches"]
     assert "ghp_0123456789" not in output(acting)
     again = kedro_in(copied, "monitor", "--once", "--act", "--env", "test")
-    assert "Not done, retrain: the last act was at" in output(again)
+    assert "Not done, retrain: the last such act was at" in output(again)
     assert len(seen) == 1
     lines = Registry("luthier", f"sqlite:///{copied / 'mlflow.db'}").log.lines()
     assert [line.action for line in lines] == ["promote", "retrain"]

@@ -14,6 +14,7 @@ from luthier.errors import UserError
 if TYPE_CHECKING:
     from luthier.serving.keys import Keys
     from luthier.serving.routing import RouteTable
+    from luthier.simulation import Told
 
 
 @cli.command(cls=Command)
@@ -63,8 +64,8 @@ def corrections(file: Path, since: Any, env: str | None) -> None:
 
     from luthier.artefacts import write_atomically
     from luthier.configuration import FolderParameters
-    from luthier.serving.feedback import corrections as read_corrections
     from luthier.serving.parameters import ServingParameters
+    from luthier.serving.records.feedback import corrections as read_corrections
 
     parameters = parameters_of(configuration(env), env)
     log = ServingParameters(**(parameters.get("serving") or {})).log
@@ -138,7 +139,12 @@ def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: i
 @click.option("--drifted", metavar="FILE", help="Messages of another kind.")
 @click.option("--share", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of those.")
 @click.option("--votes", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of answers that are voted on.")
-@click.option("--up", multiple=True, metavar="[VARIANT=]SHARE", help="Share of votes up, of a variant or of all; by default 0.8.")
+@click.option(
+    "--up",
+    multiple=True,
+    metavar="[VARIANT=]SHARE",
+    help="Share of votes up, of a variant, of right=SHARE and wrong=SHARE answers, or of all; by default 0.8.",
+)
 @click.option(
     "--labels", type=click.Path(dir_okay=False, path_type=Path), help="Add the right answers, where known, to this file."
 )
@@ -164,7 +170,7 @@ def simulate(
     from luthier.configuration import DataParameters, FolderParameters
     from luthier.serving.keys import first_key
     from luthier.serving.parameters import ServingParameters
-    from luthier.simulation import Traffic, read_messages, send, write_labels
+    from luthier.simulation import Told, Traffic, read_messages, send, write_labels
 
     data, folders = DataParameters(**parameters["data"]), FolderParameters(**parameters["folders"])
     serving = ServingParameters(**(parameters.get("serving") or {}))
@@ -178,10 +184,16 @@ def simulate(
         up=_shares_up(up),
         seed=seed,
     )
-    key = first_key(os.environ)
-    told = send(traffic, url or f"http://{serving.host}:{serving.port}", key, serving.model)
-    if labels is not None:
-        write_labels(told, labels)
+    key, told = first_key(os.environ), Told()
+    try:
+        send(traffic, url or f"http://{serving.host}:{serving.port}", key, serving.model, told)
+    finally:
+        if labels is not None:
+            write_labels(told, labels)
+        _tell(told)
+
+
+def _tell(told: "Told") -> None:
     for title, counts in (("answered", told.answered), ("failed", told.failed), ("votes", told.votes)):
         for name, number in sorted(counts.items()):
             click.echo(f"{title:9} {number:6,}  {name}")

@@ -7,10 +7,10 @@ import pandas as pd
 from kedro.io import AbstractDataset, DatasetError
 
 from luthier.errors import UserError
-from luthier.serving.feedback import read_feedback
-from luthier.serving.logged import read_requests
 from luthier.serving.parameters import LOG_VARIABLE
-from luthier.serving.tables import existing_log, open_database
+from luthier.serving.records.feedback import read_feedback
+from luthier.serving.records.logged import read_requests
+from luthier.serving.records.tables import existing_log, open_database
 
 
 class RequestLogDataset(AbstractDataset[NoReturn, pd.DataFrame]):

@@ -5,11 +5,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import Field, ValidationError
 
-from luthier.serving.bodies import AnyBody, Body, read_json, validated
-from luthier.serving.errors import invalid
+from luthier.serving.api.bodies import AnyBody, Body, read_json, validated
+from luthier.serving.api.errors import invalid
+from luthier.serving.api.openapi import body_of
 from luthier.serving.limits import read_body
 from luthier.serving.live import Gateway
-from luthier.serving.openapi import body_of
 from luthier.serving.parameters import ExperimentParameters
 
 

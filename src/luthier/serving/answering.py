@@ -10,9 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from luthier.serving.completion import DONE, TokenLogprob, error_event, event
-from luthier.serving.engine import Piece
-from luthier.serving.errors import ApiError, internal, unavailable
+from luthier.serving.api.completion import DONE, TokenLogprob, error_event, event
+from luthier.serving.api.errors import ApiError, internal, unavailable
+from luthier.serving.engines.engine import Piece
 from luthier.serving.exchange import Begun, Exchange
 from luthier.serving.limits import read_body, while_connected
 from luthier.serving.live import Gateway

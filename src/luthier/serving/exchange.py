@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from luthier.serving.chat import ChatRequest, engine_request, parse_chat
-from luthier.serving.completion import Envelope, Finish, Usage, new_id
-from luthier.serving.engine import Piece, read_piece
-from luthier.serving.errors import ApiError, Code, invalid, timed_out, unavailable
+from luthier.serving.api.chat import ChatRequest, engine_request, parse_chat
+from luthier.serving.api.completion import Envelope, Finish, Usage, new_id
+from luthier.serving.api.errors import ApiError, Code, invalid, timed_out, unavailable
+from luthier.serving.engines.engine import Piece, read_piece
 from luthier.serving.live import Gateway, Served
-from luthier.serving.logged import LoggedRequest
 from luthier.serving.placeholders import Restorer
+from luthier.serving.records.logged import LoggedRequest
 from luthier.serving.routing import Route, hash_subject
 from luthier.text.language import language_of
 from luthier.text.prepare import Message, PromptSettings, ScrubSettings, prepare, scrub_messages, scrub_text

@@ -13,14 +13,14 @@ from luthier.errors import UserError
 from luthier.models import Base
 from luthier.packages import facts_of, prompt_settings_of
 from luthier.registry import Registry, Version
-from luthier.serving.engine import Engine
-from luthier.serving.errors import ApiError
+from luthier.serving.api.errors import ApiError
+from luthier.serving.engines.engine import Engine
+from luthier.serving.engines.supervised import CANARY, Processes, Supervised
+from luthier.serving.engines.upstream import Upstream
+from luthier.serving.engines.worker_protocol import WorkerSettings
 from luthier.serving.limits import Slots
 from luthier.serving.live import Served
 from luthier.serving.parameters import ServingParameters
-from luthier.serving.supervised import CANARY, Processes, Supervised
-from luthier.serving.upstream import Upstream
-from luthier.serving.worker_protocol import WorkerSettings
 
 logger = logging.getLogger(__name__)
 

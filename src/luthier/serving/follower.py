@@ -17,7 +17,7 @@ from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.registry import Registry, Standing
 from luthier.registry.versions import CHAMPION
-from luthier.serving.errors import ApiError, unavailable, without_places
+from luthier.serving.api.errors import ApiError, unavailable, without_places
 from luthier.serving.fleet import Fleet
 from luthier.serving.live import Live
 from luthier.serving.metrics import Metrics

@@ -20,16 +20,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from luthier.serving.admin import ExperimentRequest, RollbackRequest, admin_routes
 from luthier.serving.answering import GONE, answer_chat, failure, refusal
-from luthier.serving.bodies import read_json, validated
-from luthier.serving.chat import ChatRequest
-from luthier.serving.errors import ApiError, bad_key, unavailable, unknown_model
+from luthier.serving.api.bodies import read_json, validated
+from luthier.serving.api.chat import ChatRequest
+from luthier.serving.api.errors import ApiError, bad_key, unavailable, unknown_model
+from luthier.serving.api.openapi import COMPLETIONS, body_of, describe
 from luthier.serving.exchange import off_loop
-from luthier.serving.feedback import FeedbackRequest
 from luthier.serving.keys import Keys
 from luthier.serving.limits import read_body
 from luthier.serving.live import Gateway
-from luthier.serving.openapi import COMPLETIONS, body_of, describe
 from luthier.serving.page import answer_page
+from luthier.serving.records.feedback import FeedbackRequest
 from luthier.text.prepare import ScrubSettings, scrub_text
 
 SERVER: dict[str, Any] = {

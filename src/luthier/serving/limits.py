@@ -10,7 +10,7 @@ from prometheus_client import Gauge
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from luthier.serving.errors import ApiError, busy, timed_out, too_large
+from luthier.serving.api.errors import ApiError, busy, timed_out, too_large
 from luthier.serving.parameters import LimitParameters
 
 Result = TypeVar("Result")

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.serving.engine import Engine
-from luthier.serving.feedback import FeedbackStore
+from luthier.serving.engines.engine import Engine
 from luthier.serving.keys import Keys
 from luthier.serving.limits import RateLimit, Slots
-from luthier.serving.log import RequestLog
 from luthier.serving.metrics import Metrics
 from luthier.serving.parameters import ExperimentParameters, ServingParameters
+from luthier.serving.records.feedback import FeedbackStore
+from luthier.serving.records.log import RequestLog
 from luthier.serving.resources import Resources
 from luthier.serving.routing import RouteTable
 from luthier.text.language import language_of

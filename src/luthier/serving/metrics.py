@@ -11,8 +11,8 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
-from luthier.serving.completion import Finish
-from luthier.serving.errors import CODES, Code
+from luthier.serving.api.completion import Finish
+from luthier.serving.api.errors import CODES, Code
 from luthier.serving.routing import RouteTable
 from luthier.text.language import LANGUAGES
 from luthier.text.pii import PII_KINDS

@@ -10,7 +10,7 @@ import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from luthier.serving.engine import Engine
+from luthier.serving.engines.engine import Engine
 
 GATEWAY, WORKERS = "gateway", "workers"
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from luthier.errors import did_you_mean
-from luthier.serving.errors import unknown_model
+from luthier.serving.api.errors import unknown_model
 
 BUCKETS = 10_000
 Range = tuple[int, int]

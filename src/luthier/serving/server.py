@@ -14,15 +14,15 @@ import uvicorn
 
 from luthier.errors import UserError
 from luthier.registry import Registry
-from luthier.serving.feedback import FeedbackStore
 from luthier.serving.fleet import Fleet, Machine
 from luthier.serving.follower import Follower
 from luthier.serving.gateway import SERVER, create_app
 from luthier.serving.keys import Keys
 from luthier.serving.live import Gateway
-from luthier.serving.log import RequestLog
 from luthier.serving.metrics import Metrics
 from luthier.serving.parameters import ServingParameters
+from luthier.serving.records.feedback import FeedbackStore
+from luthier.serving.records.log import RequestLog
 from luthier.serving.routing import RouteTable
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@
                 here, or as a workflow of GitHub's
 
 Every act is a line of the deployment log. From there it is known what was done before: a cool-down and a most a day hold for all
-that act together, also after a restart.
+that act together, also after a restart. They hold for taking back and for retraining apart: the one must not wait for the other.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,13 +27,13 @@ import requests.auth
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.registry import Line, Registry
-from luthier.serving.feedback import corrections
 from luthier.serving.keys import ADMIN_VARIABLE
-from luthier.serving.labels import labelled, read_labels
+from luthier.serving.records.feedback import corrections
+from luthier.serving.records.labels import labelled, read_labels
 
 WHO = "kedro monitor"
 """How the deployment log calls who acts here; the user and the machine stand behind it."""
-ACTS = ("rollback", "retrain", "end experiment")
+_TAKEN_BACK = ("rollback", "end experiment")
 _SECONDS = 30
 
 
@@ -48,24 +48,29 @@ class Limits:
     cool_down: timedelta
     most_a_day: int
 
-    def why_not(self, lines: list[Line], now: datetime) -> str | None:
-        """Return why nothing may be done now; None if something may.
+    def why_not(self, planned: str, lines: list[Line], now: datetime) -> str | None:
+        """Return why an act may not be done now; None if it may.
 
         Args:
+            planned: from `Actor.plan`.
             lines: of the deployment log.
             now: with a time zone.
         """
-        ours = [line for line in lines if line.who.startswith(WHO) and line.action in ACTS]
-        acted = [datetime.fromisoformat(line.at) for line in ours]
+        alike = _TAKEN_BACK if planned in _TAKEN_BACK else (planned,)
+        acted = [datetime.fromisoformat(line.at) for line in lines if line.who.startswith(WHO) and line.action in alike]
         if acted and now - acted[-1] < self.cool_down:
-            return f"the last act was at {acted[-1].isoformat(timespec='seconds')}, less than {self.cool_down} ago"
+            return f"the last such act was at {acted[-1].isoformat(timespec='seconds')}, less than {self.cool_down} ago"
         today = sum(now - at < timedelta(days=1) for at in acted)
-        return f"{today} acts within a day are enough" if today >= self.most_a_day else None
+        return f"{today} such acts within a day are enough" if today >= self.most_a_day else None
 
-    def guard(self, lines: list[Line]) -> None:
-        """Raise HeldBackError if nothing may be done now."""
-        if (why_not := self.why_not(lines, datetime.now(UTC))) is not None:
-            raise HeldBackError(why_not)
+    def guard(self, planned: str) -> Callable[[list[Line]], None]:
+        """Return what raises HeldBackError if an act may not be done now."""
+
+        def check(lines: list[Line]) -> None:
+            if (why_not := self.why_not(planned, lines, datetime.now(UTC))) is not None:
+                raise HeldBackError(why_not)
+
+        return check
 
 
 @dataclass(frozen=True)
@@ -110,19 +115,21 @@ class Actor:
         """
         why = " ".join(decided["why"])
         planned = self.plan(decided)
+        assert planned is not None
+        guard = limits.guard(planned)
         if planned == "rollback":
-            return self.registry.rollback(reason=why, guard=limits.guard)
+            return self.registry.rollback(reason=why, guard=guard)
         # what is missing is told before anything is written
         if planned == "end experiment":
             key = _secret(ADMIN_VARIABLE, "to end an experiment the gateway asks for its administrator's key")
-            limits.guard(self.registry.log.lines())
+            guard(self.registry.log.lines())
             self._end_experiment(key)  # twice is as good as once; a line about what failed is not
-            return self.registry.note("end experiment", why, limits.guard)
+            return self.registry.note("end experiment", why, guard)
         token = None
         if self.workflow is not None:
             token = _secret(self.workflow["token_variable"], "monitoring.act.workflow.token_variable names it")
         # first the line: of two monitors that wake at once, one starts a training
-        line = self.registry.note("retrain", why, limits.guard)
+        line = self.registry.note("retrain", why, guard)
         self.write_rows()
         if self.workflow is not None and token is not None:
             self._dispatch(self.workflow, token)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from luthier.errors import UserError
-from luthier.serving.tables import FEEDBACK, REQUESTS, existing_log, open_database
+from luthier.serving.records.tables import FEEDBACK, REQUESTS, existing_log, open_database
 
 logger = logging.getLogger(__name__)
 

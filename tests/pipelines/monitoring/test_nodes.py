@@ -14,11 +14,11 @@ from luthier.errors import UserError
 from luthier.pipelines.monitoring import nodes, observe
 from luthier.pipelines.monitoring.decision import DECISIONS
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
-from luthier.serving.feedback import FeedbackRequest, FeedbackStore, read_feedback
-from luthier.serving.labels import read_labels
-from luthier.serving.log import RequestLog
-from luthier.serving.logged import read_requests
 from luthier.serving.parameters import ServingParameters
+from luthier.serving.records.feedback import FeedbackRequest, FeedbackStore, read_feedback
+from luthier.serving.records.labels import read_labels
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.logged import read_requests
 from tests.pipelines.monitoring.test_drift import own_messages
 from tests.serving.logs import NOON, logged, uri_of
 

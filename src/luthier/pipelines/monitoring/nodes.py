@@ -12,8 +12,8 @@ from luthier.pipelines.monitoring import decision, drift, experiment, observe, p
 from luthier.pipelines.monitoring.changes import what_changed
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.pipelines.monitoring.subjects import subjects_of
-from luthier.serving.labels import read_labels
 from luthier.serving.parameters import ServingParameters, running_experiment
+from luthier.serving.records.labels import read_labels
 from luthier.shards import Shards
 
 logger = logging.getLogger(__name__)

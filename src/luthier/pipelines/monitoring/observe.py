@@ -24,7 +24,7 @@ def observe(requests: pd.DataFrame, size: int) -> pd.DataFrame:
     Shadows and requests that were refused before a model saw them are left out.
 
     Args:
-        requests: from `luthier.serving.logged.read_requests`, the oldest first.
+        requests: from `luthier.serving.records.logged.read_requests`, the oldest first.
         size: of a window.
 
     Returns:

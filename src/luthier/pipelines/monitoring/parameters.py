@@ -137,18 +137,25 @@ class ActParameters(Parameters):
     """What `kedro monitor --act` may do by itself."""
 
     cool_down_hours: float = Field(default=24, ge=0)
-    """How long after an act nothing is done again."""
+    """How long after an act none of its kind (to take back, to retrain) is done again."""
     most_a_day: int = Field(default=2, ge=0)
-    """Acts within 24 hours, at most."""
+    """Acts of a kind within 24 hours, at most."""
     gateway: str | None = Field(default=None, pattern=r"^https?://")
     """Address of the gateway, to end an experiment; null takes that of serving.host and serving.port."""
-    rows: str = Field(default="data/01_raw/traffic", pattern=r"^[^:]*$")
+    rows: str = "data/01_raw/traffic"
     """Folder for what users corrected, and for messages whose labels came: a file for each retraining. Name it in data.sources to
     train on it."""
     parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Of a retraining here, as `kedro run --params` takes them."""
     workflow: WorkflowParameters | None = None
     """Trains in place of a run here."""
+
+    @field_validator("rows")
+    @classmethod
+    def _is_a_folder_here(cls, rows: str) -> str:
+        if ":" in rows:
+            raise ValueError("must be a folder of this machine, such as data/01_raw/traffic")
+        return rows
 
 
 class MonitoringParameters(Parameters):

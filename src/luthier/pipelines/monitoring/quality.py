@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom, binomtest, fisher_exact
 
-from luthier.artefacts import canonical_json
 from luthier.pipelines.monitoring.subjects import OURS
+from luthier.serving.records.labels import is_right
 from luthier.text.pii import PLACEHOLDER
-from luthier.text.prepare import strict_json
 
 _ODD = 0.01
 
@@ -84,7 +83,7 @@ def first_votes(votes: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the first vote of each subject on each version, the oldest first: `version`, `served`, `up`.
 
     Args:
-        votes: from `luthier.serving.feedback.read_feedback`.
+        votes: from `luthier.serving.records.feedback.read_feedback`.
         name: of the votes that count.
     """
     counted = votes[((votes["name"] == name) & votes["rating"].isin(["up", "down"])).to_numpy(bool)].sort_values(
@@ -97,28 +96,13 @@ def first_votes(votes: pd.DataFrame, name: str) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def is_right(answer: str, label: Any) -> bool:
-    """Tell whether an answer is the right one: as JSON if both are, otherwise as text."""
-    if not isinstance(label, str):
-        wanted = label
-    else:
-        try:
-            wanted = strict_json(label)
-        except ValueError:
-            return answer.strip() == label.strip()
-    try:
-        return canonical_json(strict_json(answer)) == canonical_json(wanted)
-    except ValueError:
-        return False
-
-
 def labelled(requests: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
     """Return the answers whose label came: `version`, `served`, `right`.
 
     Answers with personal data are left out: in the log placeholders stand for it, in the label does not.
 
     Args:
-        requests: from `luthier.serving.logged.read_requests`.
+        requests: from `luthier.serving.records.logged.read_requests`.
         labels: request -> right answer.
     """
     answered = requests["answer"].notna() & requests["shadow_of"].isna()
@@ -133,7 +117,7 @@ def by_version(requests: pd.DataFrame, votes: pd.DataFrame, right: pd.DataFrame)
     """Return what is known of each version that has answered.
 
     Args:
-        requests: from `luthier.serving.logged.read_requests`.
+        requests: from `luthier.serving.records.logged.read_requests`.
         votes: from `first_votes`.
         right: from `labelled`.
     """

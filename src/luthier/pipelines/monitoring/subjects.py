@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from luthier.serving.errors import Code
+from luthier.serving.api.errors import Code
 
 # What a client brings about says nothing of the variant.
 _CLIENTS: frozenset[Code] = frozenset(
@@ -40,8 +40,8 @@ def subjects_of(requests: pd.DataFrame, votes: pd.DataFrame, experiment: str, vo
     Of several votes the first one counts: so each subject is one draw, and nobody decides by voting often.
 
     Args:
-        requests: from `luthier.serving.logged.read_requests`.
-        votes: from `luthier.serving.feedback.read_feedback`.
+        requests: from `luthier.serving.records.logged.read_requests`.
+        votes: from `luthier.serving.records.feedback.read_feedback`.
         experiment: its id.
         vote: name of the votes that count.
 

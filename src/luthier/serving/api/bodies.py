@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from luthier.errors import did_you_mean
-from luthier.serving.errors import ApiError, Code, invalid, too_large
+from luthier.serving.api.errors import ApiError, Code, invalid, too_large
 from luthier.text.prepare import strict_json
 from luthier.text.turns import kind_of
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from luthier.artefacts import canonical_json
-from luthier.serving.errors import Code
-from luthier.serving.tables import REQUESTS, between, open_database, read_frame, storable, time_text
+from luthier.serving.api.errors import Code
+from luthier.serving.records.tables import REQUESTS, between, open_database, read_frame, storable, time_text
 from luthier.text.pii import PLACEHOLDER
 from luthier.text.prepare import Message
 

@@ -16,10 +16,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.errors import UserError
-from luthier.serving.bodies import Body, wrong
-from luthier.serving.errors import ApiError, invalid, unavailable
-from luthier.serving.log import RequestLog
-from luthier.serving.tables import (
+from luthier.serving.api.bodies import Body, wrong
+from luthier.serving.api.errors import ApiError, invalid, unavailable
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.tables import (
     FEEDBACK,
     REQUESTS,
     between,

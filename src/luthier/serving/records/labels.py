@@ -8,8 +8,9 @@ from typing import Any
 import fsspec
 from sqlalchemy import select
 
+from luthier.artefacts import canonical_json
 from luthier.errors import UserError
-from luthier.serving.tables import REQUESTS, existing_log, open_database
+from luthier.serving.records.tables import REQUESTS, existing_log, open_database
 from luthier.text.prepare import Message, compact_json, strict_json
 
 _TOLD = ("at", "asked", "experiment", "assigned", "served", "version", "manifest", "answer")
@@ -42,6 +43,21 @@ def read_labels(path: str) -> dict[str, Any]:
     if problems:
         raise UserError("monitoring.quality.labels has bad lines; nothing was run.\n  " + "\n  ".join(problems[:20]))
     return found
+
+
+def is_right(answer: str, label: Any) -> bool:
+    """Tell whether an answer is the right one: as JSON if both are, otherwise as text."""
+    if not isinstance(label, str):
+        wanted = label
+    else:
+        try:
+            wanted = strict_json(label)
+        except ValueError:
+            return answer.strip() == label.strip()
+    try:
+        return canonical_json(strict_json(answer)) == canonical_json(wanted)
+    except ValueError:
+        return False
 
 
 def labelled(uri: str, labels: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from luthier.artefacts import canonical_json
-from luthier.serving.bodies import Body, Problem, read_json, together, validated, wrong
-from luthier.serving.errors import invalid
-from luthier.serving.messages import ChatMessage
+from luthier.serving.api.bodies import Body, Problem, read_json, together, validated, wrong
+from luthier.serving.api.errors import invalid
+from luthier.serving.api.messages import ChatMessage
 from luthier.text.prepare import Message, RowError
 from luthier.text.turns import kind_of, read_turns
 

@@ -19,13 +19,13 @@ import torch
 
 from luthier.errors import UserError
 from luthier.rows import NAME, fits
-from luthier.serving.batch import Batch
-from luthier.serving.completion import Finish, TokenLogprob
-from luthier.serving.detokenise import Spelling
-from luthier.serving.engine import Status
-from luthier.serving.errors import ApiError, busy, context_exceeded, internal, invalid, unavailable
-from luthier.serving.sampling import Sampling
-from luthier.serving.writing import Row
+from luthier.serving.api.completion import Finish, TokenLogprob
+from luthier.serving.api.errors import ApiError, busy, context_exceeded, internal, invalid, unavailable
+from luthier.serving.engines.batch import Batch
+from luthier.serving.engines.detokenise import Spelling
+from luthier.serving.engines.engine import Status
+from luthier.serving.engines.sampling import Sampling
+from luthier.serving.engines.writing import Row
 from luthier.text.chat import end_tokens
 
 logger = logging.getLogger(__name__)

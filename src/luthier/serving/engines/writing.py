@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import pad
 
 from luthier.generation import CONTEXT, Drafts, Matcher
-from luthier.serving.completion import Finish, TokenLogprob
-from luthier.serving.detokenise import AnswerText, Spelling
-from luthier.serving.sampling import Sampler, Sampling
+from luthier.serving.api.completion import Finish, TokenLogprob
+from luthier.serving.engines.detokenise import AnswerText, Spelling
+from luthier.serving.engines.sampling import Sampler, Sampling
 
 _NUMBERS = count()
 

@@ -32,13 +32,13 @@ from starlette.types import Receive, Scope, Send
 from luthier.artefacts import canonical_json
 from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
-from luthier.serving.batching import BatchingEngine, Event, Failed, TextPiece, Ticket
-from luthier.serving.chat import ChatRequest, parse_chat
-from luthier.serving.completion import DONE, Envelope, TokenLogprob, error_event, event, usage
-from luthier.serving.errors import ApiError, bad_key, internal, invalid
+from luthier.serving.api.chat import ChatRequest, parse_chat
+from luthier.serving.api.completion import DONE, Envelope, TokenLogprob, error_event, event, usage
+from luthier.serving.api.errors import ApiError, bad_key, internal, invalid
+from luthier.serving.engines.batching import BatchingEngine, Event, Failed, TextPiece, Ticket
+from luthier.serving.engines.sampling import Sampling
+from luthier.serving.engines.worker_protocol import Failure, Progress, Ready, WorkerSettings
 from luthier.serving.limits import read_body, while_connected
-from luthier.serving.sampling import Sampling
-from luthier.serving.worker_protocol import Failure, Progress, Ready, WorkerSettings
 
 SCHEMAS_KEPT = 32
 """Schemas whose grammars are kept compiled."""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from luthier.serving.bodies import Body, shown, wrong
+from luthier.serving.api.bodies import Body, shown, wrong
 from luthier.text.prepare import has_content
 from luthier.text.turns import kind_of
 

@@ -23,8 +23,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from luthier.errors import UserError
-from luthier.serving.logged import LoggedRequest, row_of
-from luthier.serving.tables import FEEDBACK, REQUESTS, existing_log, make_tables, open_database, time_text, transaction
+from luthier.serving.records.logged import LoggedRequest, row_of
+from luthier.serving.records.tables import FEEDBACK, REQUESTS, existing_log, make_tables, open_database, time_text, transaction
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from luthier.serving.completion import Finish, TokenLogprob, Usage, token_logprob, usage
+from luthier.serving.api.completion import Finish, TokenLogprob, Usage, token_logprob, usage
 
 
 @dataclass(frozen=True)

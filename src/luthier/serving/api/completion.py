@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
-from luthier.serving.errors import ApiError
+from luthier.serving.api.errors import ApiError
 
 Finish = Literal["stop", "length"]
 DONE = b"data: [DONE]\n\n"

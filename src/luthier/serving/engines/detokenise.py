@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from luthier.serving.completion import TokenLogprob, token_logprob
+from luthier.serving.api.completion import TokenLogprob, token_logprob
 
 HALF = "\ufffd"  # what half a character is decoded to
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

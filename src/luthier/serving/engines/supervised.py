@@ -20,12 +20,12 @@ from typing import Any
 import httpx
 
 from luthier.errors import UserError
-from luthier.serving.engine import Status, begins
-from luthier.serving.errors import ApiError, unavailable
+from luthier.serving.api.errors import ApiError, unavailable
+from luthier.serving.engines.engine import Status, begins
+from luthier.serving.engines.upstream import Upstream
+from luthier.serving.engines.worker_protocol import Failure, Progress, Ready, WorkerSettings
 from luthier.serving.keys import ADMIN_VARIABLE, CLIENT_VARIABLE
 from luthier.serving.parameters import LOG_VARIABLE
-from luthier.serving.upstream import Upstream
-from luthier.serving.worker_protocol import Failure, Progress, Ready, WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ async def _spawned() -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "luthier.serving.worker",
+        "luthier.serving.engines.worker",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment,

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from luthier.serving.engine import Status, begins, part_of
-from luthier.serving.errors import ApiError, busy, invalid, unavailable, without_places
+from luthier.serving.api.errors import ApiError, busy, invalid, unavailable, without_places
+from luthier.serving.engines.engine import Status, begins, part_of
 from luthier.serving.keys import is_loopback
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from luthier.serving.errors import CODES
+from luthier.serving.api.errors import CODES
 
 _REFERENCE = "#/components/schemas/{model}"
 COMPLETIONS: dict[int | str, dict[str, Any]] = {

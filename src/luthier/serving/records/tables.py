@@ -35,7 +35,7 @@ REQUESTS = Table(
     Column("shadow_of", String(64)),  # the request whose shown answer this one, never shown, stands beside
     Column("subject", String(64)),  # hash of who asked
     Column("status", Integer, nullable=False),  # of HTTP, as the answer began
-    Column("error", Text),  # one of luthier.serving.errors.CODES
+    Column("error", Text),  # one of luthier.serving.api.errors.CODES
     Column("finish", Text),  # stop | length
     Column("streamed", Boolean, nullable=False),
     Column("seconds", Double, nullable=False),

@@ -13,8 +13,8 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.generation import PASS_TOKENS, Drafts
 from luthier.rows import FEW_QUERIES, forward
-from luthier.serving.prefix_cache import PrefixCache
-from luthier.serving.writing import Proposal, Row, Written
+from luthier.serving.engines.prefix_cache import PrefixCache
+from luthier.serving.engines.writing import Proposal, Row, Written
 
 logger = logging.getLogger(__name__)
 

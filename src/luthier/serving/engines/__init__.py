@@ -1,0 +1,1 @@
+"""What answers: the embedded engine, a process of its own for each version, servers by URL."""

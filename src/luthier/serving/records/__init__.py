@@ -1,0 +1,1 @@
+"""What is kept: a row of each request, votes, right answers that come later."""
