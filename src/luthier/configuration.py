@@ -58,6 +58,8 @@ class SourceParameters(Parameters):
     """How often its records are trained on, relative to the others."""
     license: str | None = None
     """The licence of this source, for the data card."""
+    optional: bool = False
+    """Whether there may be no file yet, as of what users will correct."""
 
 
 class DataParameters(Parameters):

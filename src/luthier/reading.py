@@ -154,11 +154,11 @@ def _why_unreadable(text: str) -> str | None:
     return None
 
 
-def find_files(path: str, folders: FolderParameters, key: str = "data.path") -> list[str]:
+def find_files(path: str, folders: FolderParameters, key: str = "data.path", optional: bool = False) -> list[str]:
     """Return the locations of files, sorted: one file, all files of a folder, or what a glob matches.
 
     Raises:
-        UserError: if there is none, or the storage cannot be reached.
+        UserError: if there is none though it is not optional, or the storage cannot be reached.
     """
     location = folders.locate(path)
     try:
@@ -169,7 +169,7 @@ def find_files(path: str, folders: FolderParameters, key: str = "data.path") -> 
             found = [name for name in files.find(root) if not PurePosixPath(name).name.startswith((".", "_"))]
         else:
             found = [root] if files.exists(root) else []
-        if not found:
+        if not found and not optional:
             raise UserError(f"{key}: there is no file {path} (relative paths begin at the project's root).")
         return sorted(files.unstrip_protocol(name) if "://" in location else name for name in found)
     except ImportError as error:

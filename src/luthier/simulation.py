@@ -5,10 +5,11 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 from rich.progress import Progress
@@ -22,6 +23,8 @@ from luthier.text.rows import asked
 
 AT_ONCE = 64
 """Requests under way at most: a gateway that is slower than the rate is not asked faster and faster."""
+
+OnLabel: TypeAlias = Callable[[dict[str, str]], None]
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,6 @@ class Told:
     """By code."""
     votes: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    labels: list[dict[str, str]] = field(default_factory=list)
-    """Request -> right answer, where that is known: what `monitoring.quality.labels` reads."""
 
 
 def read_messages(path: str, data: DataParameters, folders: FolderParameters, option: str) -> list[Sent]:
@@ -112,7 +113,14 @@ def _sent(row: Mapping[str, Any], settings: PromptSettings) -> Sent | None:
         return None
 
 
-def send(traffic: Traffic, address: str, key: str, model: str, told: Told) -> None:
+def send(
+    traffic: Traffic,
+    address: str,
+    key: str,
+    model: str,
+    told: Told,
+    on_label: OnLabel = lambda label: None,
+) -> None:
     """Send everything, and wait for the answers.
 
     Args:
@@ -121,14 +129,15 @@ def send(traffic: Traffic, address: str, key: str, model: str, told: Told) -> No
         key: of a client.
         model: what is asked: `luthier` is dealt by the running experiment.
         told: what came of it is added here, request by request, so that a simulation that is stopped has not been for nothing.
+        on_label: is told the right answer to each request, where that is known, as `monitoring.quality.labels` reads them.
 
     Raises:
         UserError: if the gateway does not answer, or does not know the key.
     """
-    asyncio.run(_send(traffic, address, key, model, told))
+    asyncio.run(_send(traffic, address, key, model, told, on_label))
 
 
-async def _send(traffic: Traffic, address: str, key: str, model: str, told: Told) -> None:
+async def _send(traffic: Traffic, address: str, key: str, model: str, told: Told, on_label: OnLabel) -> None:
     chance = random.Random(traffic.seed + 1)
     limits = httpx.Limits(max_connections=AT_ONCE + 8)
     headers = {"Authorization": f"Bearer {key}"}
@@ -142,7 +151,7 @@ async def _send(traffic: Traffic, address: str, key: str, model: str, told: Told
             async with asyncio.TaskGroup() as group:
                 for number, sent in enumerate(traffic.messages()):
                     await places.acquire()
-                    task = group.create_task(_one(client, model, f"{run}-{number}", sent, traffic, told))
+                    task = group.create_task(_one(client, model, f"{run}-{number}", sent, traffic, told, on_label))
                     task.add_done_callback(lambda _: places.release())
                     task.add_done_callback(lambda _: progress.advance(bar))
                     await asyncio.sleep(chance.expovariate(traffic.rate))
@@ -167,7 +176,15 @@ async def _greet(client: httpx.AsyncClient, address: str) -> None:
         raise UserError("The gateway does not know the key in LUTHIER_API_KEYS: give it the one that it was started with.")
 
 
-async def _one(client: httpx.AsyncClient, model: str, subject: str, sent: Sent, traffic: Traffic, told: Told) -> None:
+async def _one(
+    client: httpx.AsyncClient,
+    model: str,
+    subject: str,
+    sent: Sent,
+    traffic: Traffic,
+    told: Told,
+    on_label: OnLabel,
+) -> None:
     began = time.monotonic()
     body = {
         "model": model,
@@ -188,7 +205,7 @@ async def _one(client: httpx.AsyncClient, model: str, subject: str, sent: Sent, 
     request, variant = answer.headers["x-request-id"], answer.headers.get("x-luthier-variant", "")
     told.answered[f"{variant or 'no variant'}, version {answer.headers.get('x-luthier-version')}"] += 1
     if sent.answer is not None:
-        told.labels.append({"request": request, "answer": sent.answer})
+        on_label({"request": request, "answer": sent.answer})
     chance = random.Random(f"{traffic.seed} {subject}")
     if chance.random() < traffic.votes:
         rating = "up" if chance.random() < _pleases(traffic.up, variant, sent, answer.text) else "down"
@@ -227,8 +244,9 @@ def _error_of(answer: httpx.Response) -> str | None:
         return str(answer.status_code)
 
 
-def write_labels(told: Told, file: Path) -> None:
-    """Add the right answers to a file of JSON lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(label, ensure_ascii=False) + "\n" for label in told.labels)
+@contextmanager
+def label_file(path: Path) -> Iterator[OnLabel]:
+    """Open a file of JSON lines to which labels are added, each at once and whole: who reads it meanwhile sees no half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", buffering=1) as lines:
+        yield lambda label: print(json.dumps(label, ensure_ascii=False), file=lines)

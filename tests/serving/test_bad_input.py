@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from luthier.serving import limits
 from luthier.serving.api.chat import UNSUPPORTED
 from luthier.serving.api.errors import CODES
 from tests.serving.gateways import ALICE, CHAT, CONTEXT, HELLO, KEY, ROOT, Running, eventually, gateway_of
@@ -172,6 +173,28 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(running):
         with talking(address.port) as said:
             said.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + (b"1388\r\n" + b"x" * 5_000 + b"\r\n") * 5)
             assert said.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_request_that_does_not_begin_loses_its_connection_and_no_other_one_does(running, monkeypatch):
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.3)
+    host, port = running.address.removeprefix("http://").split(":")
+    for said in (b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he"):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(said)
+            began, heard = time.monotonic(), b""
+            while piece := connection.recv(65536):
+                heard += piece
+            # what came with a whole request waits until uvicorn closes what is idle
+            assert time.monotonic() - began < (8 if b"\r\n\r\n" in said else 3)
+            assert heard.startswith(b"HTTP/1.1 200") == (b"\r\n\r\n" in said)
+    # a body may take longer, and an answer too
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        body = json.dumps(HELLO).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body[:5])
+        time.sleep(0.8)
+        connection.sendall(body[5:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_slow_clients_wait_alone(running):

@@ -12,7 +12,7 @@ from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
 from luthier.serving.keys import first_key
 from luthier.serving.records.feedback import read_feedback
-from luthier.simulation import Sent, Told, Traffic, read_messages, write_labels
+from luthier.simulation import Sent, Told, Traffic, label_file, read_messages
 from luthier.simulation import send as send_into
 from tests.serving.gateways import KEY, gateway_of
 from tests.serving.scripted import scripted
@@ -29,9 +29,9 @@ def running(tmp_path_factory):
         yield found
 
 
-def send(*what):
+def send(*what, **more):
     told = Told()
-    send_into(*what, told)
+    send_into(*what, told, **more)
     return told
 
 
@@ -50,7 +50,11 @@ def traffic(**more):
 
 def test_every_message_is_answered_logged_and_voted_on_as_asked(running, tmp_path):
     before = len(running.rows())
-    told = send(traffic(votes=1.0, up={"": 1.0, "champion": 0.0}), running.address, KEY, "luthier")
+    sent = traffic(votes=1.0, up={"": 1.0, "champion": 0.0})
+    with label_file(tmp_path / "some" / "labels.jsonl") as keep:
+        keep({"request": "before", "answer": "\u2028"})
+    with label_file(tmp_path / "some" / "labels.jsonl") as keep:
+        told = send(sent, running.address, KEY, "luthier", on_label=keep)
     assert (told.answered, told.failed) == ({"champion, version 3": 40}, {})
     assert told.votes == {"down for champion": 40}
     rows = running.rows().iloc[before:]
@@ -58,11 +62,9 @@ def test_every_message_is_answered_logged_and_voted_on_as_asked(running, tmp_pat
     assert rows["subject"].nunique() == len(rows)
     votes = read_feedback(running.log_uri).set_index("request").loc[rows["request"]]
     assert votes["rating"].eq("down").all()
-    for _ in range(2):
-        write_labels(told, tmp_path / "some" / "labels.jsonl")
-    labels = [json.loads(line) for line in (tmp_path / "some" / "labels.jsonl").read_text().splitlines()]
-    assert len(labels) == 80
-    assert {label["request"] for label in labels} == set(rows["request"])
+    labels = [json.loads(line) for line in (tmp_path / "some" / "labels.jsonl").read_text().rstrip("\n").split("\n")]
+    assert len(labels) == 41
+    assert {label["request"] for label in labels} == {"before", *rows["request"]}
 
 
 def test_who_knows_the_right_answer_votes_by_it(running):

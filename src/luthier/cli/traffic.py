@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,7 @@ def simulate(
     from luthier.configuration import DataParameters, FolderParameters
     from luthier.serving.keys import first_key
     from luthier.serving.parameters import ServingParameters
-    from luthier.simulation import Told, Traffic, read_messages, send, write_labels
+    from luthier.simulation import Told, Traffic, label_file, read_messages, send
 
     data, folders = DataParameters(**parameters["data"]), FolderParameters(**parameters["folders"])
     serving = ServingParameters(**(parameters.get("serving") or {}))
@@ -185,11 +186,11 @@ def simulate(
         seed=seed,
     )
     key, told = first_key(os.environ), Told()
+    address = url or f"http://{serving.host}:{serving.port}"
     try:
-        send(traffic, url or f"http://{serving.host}:{serving.port}", key, serving.model, told)
+        with label_file(labels) if labels else nullcontext(lambda label: None) as keep:
+            send(traffic, address, key, serving.model, told, keep)
     finally:
-        if labels is not None:
-            write_labels(told, labels)
         _tell(told)
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luthier.errors import UserError
 from luthier.models import Base
@@ -23,6 +25,8 @@ from luthier.serving.live import Served
 from luthier.serving.parameters import ServingParameters
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 UNKNOWN_CONTEXT, UNKNOWN_LENGTH = 4096, 512
 """Where a package's configuration does not say."""
@@ -110,8 +114,8 @@ class Fleet:
 
     async def _start(self, number: int) -> Served:
         began = time.monotonic()
-        version = await asyncio.to_thread(self._registry.resolve, number)
-        package = await asyncio.to_thread(self._registry.fetch, version, self._machine.cache)
+        version = await _unwaited(self._registry.resolve, number)
+        package = await _unwaited(self._registry.fetch, version, self._machine.cache)
         self.manifests[number] = version.manifest
         logger.info("Version %d: package %s is checked; starting its engine.", number, version.manifest[:16])
         made = self._upstream if self._parameters.engine.kind == "upstream" else self._embedded
@@ -126,7 +130,7 @@ class Fleet:
             WorkerSettings(
                 package=package,
                 manifest=version.manifest,
-                base=await asyncio.to_thread(self._machine.base) if needs_base else None,
+                base=await _unwaited(self._machine.base) if needs_base else None,
                 name=self._name(version),
                 precision=self._machine.precision,
                 slots=engine.slots,
@@ -191,6 +195,28 @@ class Fleet:
         del self._starting[version], self._leaving[version]
         await engine.close()
         logger.info("Version %d is no longer served; its engine has ended.", version)
+
+
+async def _unwaited(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function in a thread for which nobody waits at the end: a download can take longer than who pressed Ctrl-C likes."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Result] = loop.create_future()
+
+    def tell(set_to: Callable[[Any], None], what: Any) -> None:
+        if not found.done():
+            set_to(what)
+
+    def call() -> None:
+        told: tuple[Callable[[Any], None], Any]
+        try:
+            told = (found.set_result, function(*arguments))
+        except BaseException as error:
+            told = (found.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=call, name="fleet", daemon=True).start()
+    return await found
 
 
 def _lengths(package: Path) -> tuple[int, int]:

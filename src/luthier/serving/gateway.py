@@ -26,18 +26,18 @@ from luthier.serving.api.errors import ApiError, bad_key, unavailable, unknown_m
 from luthier.serving.api.openapi import COMPLETIONS, body_of, describe
 from luthier.serving.exchange import off_loop
 from luthier.serving.keys import Keys
-from luthier.serving.limits import read_body
+from luthier.serving.limits import PromptHead, read_body
 from luthier.serving.live import Gateway
 from luthier.serving.page import answer_page
 from luthier.serving.records.feedback import FeedbackRequest
 from luthier.text.prepare import ScrubSettings, scrub_text
 
 SERVER: dict[str, Any] = {
-    "http": "h11",  # reads 64 KiB of a request's line and headers at most; httptools, uvicorn's first choice, reads without end
+    "http": PromptHead,  # reads 64 KiB of a line and headers at most; httptools, uvicorn's first choice, reads without end
     "ws": "none",
     "lifespan": "off",
     "server_header": False,
-    "limit_concurrency": 1000,  # connections; each takes a file, and uvicorn waits for a request's head without end
+    "limit_concurrency": 1000,  # connections; each takes a file
     "access_log": False,
     "log_config": None,
 }

@@ -6,14 +6,54 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import h11
 from prometheus_client import Gauge
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.serving.api.errors import ApiError, busy, timed_out, too_large
 from luthier.serving.parameters import LimitParameters
 
 Result = TypeVar("Result")
+
+HEAD_SECONDS = 10.0
+"""How long the line and the headers of a request may take to come."""
+
+
+class PromptHead(H11Protocol):
+    """HTTP as uvicorn speaks it, but that a connection whose request does not begin in time is closed.
+
+    Uvicorn waits without end, and there are only so many connections.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on if this was not all of a head."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._expect_no_more()
+        elif self._late is None:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._expect_no_more()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _expect_no_more(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class RateLimit:

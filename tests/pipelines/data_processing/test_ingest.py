@@ -171,6 +171,25 @@ def test_compressed_files_are_read(tmp_path):
             read(tmp_path / "y.gz", format="jsonl")
 
 
+def test_a_source_may_be_there_later_if_it_says_so(tmp_path):
+    def ingested(optional):
+        sources = {"mine": {"path": "mine.jsonl"}, "later": {"path": "later", "optional": optional}}
+        rows, facts = ingest(DataParameters(sources=sources), folders_at(tmp_path), serial(), 10)
+        return len(rows), [fact["file"] for fact in facts]
+
+    (tmp_path / "mine.jsonl").write_text('{"a": 1}\n')
+    assert ingested(optional=True) == (1, ["mine.jsonl"])
+    with pytest.raises(UserError, match="there is no file later"):
+        ingested(optional=False)
+    (tmp_path / "later").mkdir()
+    assert ingested(optional=True) == (1, ["mine.jsonl"])
+    (tmp_path / "later" / "some.jsonl").write_text('{"a": 2}\n{"a": 3}\n')
+    assert ingested(optional=True) == (3, ["mine.jsonl", "later/some.jsonl"])
+    nothing = DataParameters(sources={"later": {"path": "never", "optional": True}})
+    with pytest.raises(UserError, match="never: no rows in it"):
+        ingest(nothing, folders_at(tmp_path), serial(), 10)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("x.jsonl", b""), ("x.jsonl", b"\n \n"), ("x.csv", b""), ("x.csv", b"a,b\n"), ("x.json", b"[]")],

@@ -45,7 +45,7 @@ def ingest(
     tasks: list[Task] = []
     facts: list[dict[str, Any]] = []
     for name, source in data.all_sources().items():
-        for location in find_files(source.path, folders):
+        for location in find_files(source.path, folders, optional=source.optional):
             shown = location.removeprefix(folders.root + "/")
             format_of(location, source.format)  # a wrong ending is told before any file is read
             sha256, size = fingerprint(location)
@@ -61,5 +61,6 @@ def ingest(
         fact["rows"] = sum(pq.read_metadata(file).num_rows for file in files)
         parts += files
     if not parts:
-        raise UserError(f"data.path: {', '.join(fact['file'] for fact in facts)}: no rows in it.")
+        looked_at = [fact["file"] for fact in facts] or [source.path for source in data.all_sources().values()]
+        raise UserError(f"data.path: {', '.join(looked_at)}: no rows in it.")
     return executor.table("ingest_rows", parts), facts
