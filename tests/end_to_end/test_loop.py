@@ -43,6 +43,12 @@ monitoring:
   patience_seconds: 8
   drift: {window: 100, draws: 799}
   quality: {labels: data/01_raw/labels.jsonl}
+  experiment:
+    guardrails:
+      - {metric: errors, margin: 0.01}
+      - {metric: log_seconds, margin: 0.7}  # other tests of this machine slow one variant more than the other
+      - {metric: log_characters, margin: 0.25}
+      - {metric: voted, margin: 0.05, lower_is_better: false}
   act: {gateway: "http://127.0.0.1:PORT"}
 """
 

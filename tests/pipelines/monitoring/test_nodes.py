@@ -63,7 +63,7 @@ def watched(folder, uri, parameters=PARAMETERS, serving=None):
     """Run all steps and return what they found."""
     requests, votes = read_requests(uri), read_feedback(uri)
     folders = FolderParameters(root=str(folder), base_models="", shards="", work=str(folder / "work"))
-    seen = observe.observe(requests, parameters.drift.window)
+    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows)
     reference = pd.DataFrame({"text": MESSAGES[600:], "characters": [len(text) for text in MESSAGES[600:]]})
     drift = nodes.measure_drift(seen, reference, parameters)
     live = nodes.measure_quality(requests, votes, serving or ServingParameters(), parameters, folders)
@@ -241,7 +241,7 @@ def test_an_empty_log_is_no_mistake(tmp_path):
 @given(first=st.integers(0, 400), more=st.integers(0, 200), subjects=st.integers(1, 500))
 def test_windows_stay_what_they_were_while_messages_come_in(first, more, subjects):
     rows = frame(first + more, subjects)
-    before, after = observe.observe(rows.iloc[:first], 50), observe.observe(rows, 50)
+    before, after = observe.observe(rows.iloc[:first], 50, 30), observe.observe(rows, 50, 30)
     whole = before[before["window"] >= 0]
     assert [after[name].head(len(whole)).tolist() for name in ("request", "window")] == [
         whole[name].tolist() for name in ("request", "window")
@@ -249,6 +249,15 @@ def test_windows_stay_what_they_were_while_messages_come_in(first, more, subject
     assert (after[after["window"] >= 0].groupby("window").size() == 50).all()
     assert (after["window"] == -1).sum() < 50
     assert not after.assign(day=after["at"].dt.floor("D")).duplicated(["subject", "day"]).any()
+
+
+@settings(max_examples=15)
+@given(size=st.integers(0, 600), most=st.integers(3, 8))
+def test_only_the_newest_windows_are_looked_at_and_they_are_the_same_ones(size, most):
+    rows = frame(size, 600)
+    every, newest = observe.observe(rows, 50, 1_000), observe.observe(rows, 50, most)
+    pd.testing.assert_frame_equal(every.tail(len(newest)).reset_index(drop=True), newest)
+    assert newest.loc[newest["window"] >= 0, "window"].nunique() == min(most, every.loc[every["window"] >= 0, "window"].nunique())
 
 
 def frame(size, subjects):

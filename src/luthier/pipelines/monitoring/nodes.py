@@ -23,7 +23,7 @@ def observe_requests(
     requests: pd.DataFrame, split_records: Shards, parameters: MonitoringParameters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut the requests into windows, and lay the training messages beside them."""
-    seen = observe.observe(requests, parameters.drift.window)
+    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows)
     windows, waiting = seen.loc[seen["window"] >= 0, "window"].nunique(), int((seen["window"] == -1).sum())
     logger.info("%s messages observed: %d windows, %d messages of the next", f"{len(seen):,}", windows, waiting)
     return seen, observe.reference_of(split_records, parameters.drift.reference_rows)

@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from luthier.records import user_text
@@ -14,7 +15,7 @@ WEEKS = 4
 COLUMNS = ("request", "at", "version", "served", "subject", "text", "characters", "pii", "language", "window")
 
 
-def observe(requests: pd.DataFrame, size: int) -> pd.DataFrame:
+def observe(requests: pd.DataFrame, size: int, most: int) -> pd.DataFrame:
     """Return the messages that windows are made of.
 
     A window is `size` messages after each other. The first one begins with the first message after a Monday, four weeks before
@@ -26,9 +27,11 @@ def observe(requests: pd.DataFrame, size: int) -> pd.DataFrame:
     Args:
         requests: from `luthier.serving.records.logged.read_requests`, the oldest first.
         size: of a window.
+        most: windows; messages of older ones are left out, as each look takes its time for each.
 
     Returns:
-        `COLUMNS`, the oldest first; `window` counts from 0, and is -1 for the newest messages, which make no window yet.
+        `COLUMNS`, the oldest first; `window` counts from 0 (that of the first message), and is -1 for the newest messages, which
+        make no window yet.
     """
     rows = requests[(requests["shadow_of"].isna() & requests["turns"].notna()).to_numpy(bool)]
     if len(rows):
@@ -37,17 +40,19 @@ def observe(requests: pd.DataFrame, size: int) -> pd.DataFrame:
         rows = rows[rows["at"] >= monday]
         day = rows["at"].dt.floor("D")
         rows = rows[~(rows.assign(day=day).duplicated(["subject", "day"]) & rows["subject"].notna()).to_numpy(bool)]
+    whole, number = len(rows) // size, np.arange(len(rows)) // size
+    recent = number >= whole - most
+    rows, number = rows[recent], number[recent]
     texts = [_text_of(prompt) for prompt in rows["prompt"]]
     table = pd.DataFrame(
         {
             **{name: rows[name] for name in ("request", "at", "version", "served", "subject")},
             **_features(texts),
             "language": rows["language"].to_numpy(object),
+            "window": np.where(number < whole, number, -1),
         }
-    ).reset_index(drop=True)
-    whole = len(table) // size * size
-    table["window"] = [number // size if number < whole else -1 for number in range(len(table))]
-    return table[list(COLUMNS)]
+    )
+    return table.reset_index(drop=True)[list(COLUMNS)]
 
 
 def reference_of(records: Shards, most: int) -> pd.DataFrame:

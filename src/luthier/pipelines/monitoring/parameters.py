@@ -20,6 +20,8 @@ class DriftParameters(Parameters):
 
     window: int = Field(default=200, ge=50)
     """Requests of a window."""
+    windows: int = Field(default=30, ge=3)
+    """Windows that are compared and drawn, the newest."""
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
     """Chance that a window is said to have drifted though it has not, over all features."""
     minimum: dict[str, float] = Field(default_factory=lambda: dict(MINIMUM))

@@ -6,15 +6,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUIET, _LOUD, _LINE = "#8fa3b8", "#b5541c", "#5b7a4d"
-_SHOWN = 30
-"""Windows that are drawn, the newest."""
 
 
 def plot_drift(drift: dict[str, Any]) -> "Figure":
     """Draw each feature's effect in each window, and the limit from which it counts."""
     from matplotlib.figure import Figure
 
-    windows = [window for window in drift["windows"] if window["enough"]][-_SHOWN:]
+    windows = [window for window in drift["windows"] if window["enough"]]
     features = sorted({change["feature"] for window in windows for change in window["changes"]})
     figure = Figure(figsize=(9, 1.2 + 1.15 * max(1, len(features))), layout="constrained")
     if not features:
