@@ -36,6 +36,8 @@ class FolderParameters(Parameters):
     """Results of the steps of data processing, by what decided them."""
     work: str
     """Unfinished and finished training jobs, each under the fingerprint of all that decides its result."""
+    checkpoints: str = ""
+    """Where the newest checkpoints of jobs are copied to, if it is a URI."""
 
     def locate(self, path: str) -> str:
         """Make a relative path absolute; URIs and absolute paths stay."""

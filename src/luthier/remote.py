@@ -43,17 +43,26 @@ def open_storage(uri: str, **options: Any) -> tuple[Any, str]:
     return storage, path
 
 
-def upload(folder: Path, storage: Any, path: str) -> None:
-    """Copy a finished folder to a storage, its manifest last, and keep it as the local copy.
+def put(folder: Path, storage: Any, path: str) -> None:
+    """Copy a finished folder to a storage, its manifest last.
 
     Raises:
         FileExistsError: if it is there already: artefacts are never overwritten.
     """
     if storage.exists(f"{path}/{MANIFEST}"):
         raise FileExistsError(f"{path} is there already")
-    manifest = read_manifest(folder)
-    for name in [*sorted(manifest["files"]), MANIFEST]:
+    for name in [*sorted(read_manifest(folder)["files"]), MANIFEST]:
         storage.put_file(str(folder / name), f"{path}/{name}")
+
+
+def upload(folder: Path, storage: Any, path: str) -> None:
+    """Copy a finished folder to a storage, its manifest last, and keep it as the local copy.
+
+    Raises:
+        FileExistsError: if it is there already: artefacts are never overwritten.
+    """
+    put(folder, storage, path)
+    manifest = read_manifest(folder)
     kept = _copy_of(manifest)
     if not is_complete(kept):
         # bytes, not links: a package must not share its files with anything
@@ -67,18 +76,30 @@ def fetch(storage: Any, path: str) -> Path:
     Raises:
         UserError: if it was not finished, or its bytes are not those that its manifest names.
     """
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cache, prefix=".manifest-") as place:
-        try:
-            storage.get_file(f"{path}/{MANIFEST}", str(Path(place, MANIFEST)))
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is not a finished artefact: it has no {MANIFEST}") from error
-        manifest = read_manifest(Path(place))
+    manifest = _manifest_of(storage, path)
     kept = _copy_of(manifest)
     if not is_complete(kept):
         _stage(kept, manifest, lambda staging: _download(storage, path, manifest, staging))
     return kept
+
+
+def get(storage: Any, path: str, target: Path) -> None:
+    """Copy a folder from a storage to a place where there is none yet.
+
+    Raises:
+        UserError: if it was not finished, or its bytes are not those that its manifest names.
+    """
+    manifest = _manifest_of(storage, path)
+    _stage(target, manifest, lambda staging: _download(storage, path, manifest, staging))
+
+
+def _manifest_of(storage: Any, path: str) -> dict[str, Any]:
+    with TemporaryDirectory(prefix="luthier-manifest-") as place:
+        try:
+            storage.get_file(f"{path}/{MANIFEST}", str(Path(place, MANIFEST)))
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is not a finished artefact: it has no {MANIFEST}") from error
+        return read_manifest(Path(place))
 
 
 def _copy_of(manifest: dict[str, Any]) -> Path:

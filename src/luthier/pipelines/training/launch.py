@@ -21,6 +21,7 @@ import luthier
 from luthier.artefacts import hash_of, hash_of_file, is_complete, write_atomically
 from luthier.errors import UserError
 from luthier.models import ModelDirectory
+from luthier.pipelines.training.mirror import Mirror
 
 WORKER = "luthier.pipelines.training.worker"
 # the code and the libraries that decide the weights
@@ -108,7 +109,14 @@ def read_metrics(folder: Path) -> list[Metrics]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def run_worker(folder: Path, processes: int, threads: int, device: str, on_metrics: Callable[[Metrics], None]) -> None:
+def run_worker(
+    folder: Path,
+    processes: int,
+    threads: int,
+    device: str,
+    on_metrics: Callable[[Metrics], None],
+    mirror: Mirror | None = None,
+) -> None:
     """Run the worker processes of a job to their end, calling `on_metrics` for every line that they write.
 
     When this process is interrupted, or dies, the worker saves a checkpoint and leaves.
@@ -119,6 +127,8 @@ def run_worker(folder: Path, processes: int, threads: int, device: str, on_metri
     """
     for told in ("error.json", "stopped.json"):
         (folder / told).unlink(missing_ok=True)
+    if mirror is not None:
+        mirror.bring()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["--max-restarts", "0", "--shutdown-timeout", str(SECONDS_TO_SAVE), "-m", WORKER, str(folder)]
     environment = {
@@ -137,20 +147,25 @@ def run_worker(folder: Path, processes: int, threads: int, device: str, on_metri
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         try:
-            _follow(folder, child, on_metrics)
+            _follow(folder, child, on_metrics, mirror)
         except BaseException:
             child.send_signal(signal.SIGTERM)
             child.wait()
+            if mirror is not None:
+                mirror.finish()
             raise
     if (folder / "error.json").exists():
         raise UserError(json.loads((folder / "error.json").read_text(encoding="utf-8"))["message"])
     if result_of(folder) is None:
+        if mirror is not None:
+            mirror.finish()
         raise UserError(_why_it_ended(folder, child.returncode))
 
 
-def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[Metrics], None]) -> None:
+def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[Metrics], None], mirror: Mirror | None) -> None:
     """Pass on new lines until the worker ends; a resumed worker may rewrite the file, so steps are compared, not offsets."""
     told: set[tuple[int, bool]] = set()
+    sent = ""
     while True:
         ended = child.poll() is not None
         for metrics in read_metrics(folder):
@@ -160,6 +175,10 @@ def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[
                 on_metrics(metrics)
         if ended:
             return
+        newest = max((path.name for path in (folder / "checkpoints").glob("step-*")), default="")
+        if mirror is not None and newest > sent:
+            sent = newest
+            mirror.send()
         time.sleep(0.2)
 
 
@@ -177,8 +196,10 @@ def _why_it_ended(folder: Path, status: int) -> str:
     return f"The training worker ended with status {status}; {again}.\n  {tail}"
 
 
-def clear_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a finished job: its result replaces them."""
+def clear_checkpoints(folder: Path, mirror: Mirror | None = None) -> None:
+    """Delete the checkpoints of a finished job, and their copies: its result replaces them."""
     import shutil
 
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if mirror is not None:
+        mirror.clear()

@@ -11,6 +11,7 @@ from luthier.machine import give_back_freed_memory
 from luthier.models import ModelDirectory, resolve_base
 from luthier.pipelines.training import launch
 from luthier.pipelines.training.batches import repeats
+from luthier.pipelines.training.mirror import Mirror
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.pipelines.training.plan import describe_plan, make_plan
 from luthier.shards import Shards
@@ -70,9 +71,10 @@ def train(
                 plan["steps"],
             )
         give_back_freed_memory()
+        mirror = Mirror(folder, folders.checkpoints) if "://" in folders.checkpoints else None
         with TrainingProgress(plan["steps"]) as progress:
-            launch.run_worker(folder, parameters.processes, plan["threads_per_process"], plan["device"], progress.update)
-        launch.clear_checkpoints(folder)
+            launch.run_worker(folder, parameters.processes, plan["threads_per_process"], plan["device"], progress.update, mirror)
+        launch.clear_checkpoints(folder, mirror)
     else:
         logger.info("No training step is needed: the finished model of this very job is in %s.", folder)
     result = launch.result_of(folder)
