@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
+from storage import ENVIRONMENT, s3_server
 
 from luthier.artefacts import MANIFEST, staged, verify
 from luthier.pipelines.training import launch
@@ -39,58 +41,80 @@ def whole(home):
     return jobs.forge().train(home.job(), home.folder / "whole")
 
 
-def copies(storage: Path, job: Path) -> list[str]:
-    return sorted(path.parent.name for path in (storage / job.name).glob(f"step-*/{MANIFEST}"))
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as address:
+        yield address
 
 
-def test_another_machine_goes_on_where_the_first_was_taken_away(home, whole, tmp_path, caplog):
-    storage, folder = tmp_path / "storage", tmp_path / "first" / whole.name
-    command = [sys.executable, "-c", TRAINER, json.dumps(home.job()), str(tmp_path / "first"), f"file://{storage}"]
+@pytest.fixture
+def bucket(server, monkeypatch, tmp_path):
+    """Return the file system and the URI of an empty bucket."""
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server}).items():
+        monkeypatch.setenv(name, value)
+    storage = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+    if storage.exists("bucket"):
+        storage.rm("bucket", recursive=True)
+    storage.mkdir("bucket")
+    return storage, "s3://bucket/checkpoints"
+
+
+def copies(storage, job: Path) -> list[str]:
+    return sorted(path.split("/")[-2] for path in storage.glob(f"bucket/checkpoints/{job.name}/step-*/{MANIFEST}"))
+
+
+def test_another_machine_goes_on_where_the_first_was_taken_away(home, whole, tmp_path, bucket, caplog):
+    storage, uri = bucket
+    folder = tmp_path / "first" / whole.name
+    command = [sys.executable, "-c", TRAINER, json.dumps(home.job()), str(tmp_path / "first"), uri]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, stdout=subprocess.DEVNULL) as parent:
-        jobs.wait_until(lambda: copies(storage, folder) == ["step-00000003", "step-00000006"], "two checkpoints are copied")
-        jobs.wait_until((folder / "held").exists, "the worker is in step 8")
-        parent.kill()
-        for process in processes_of(folder):
-            os.kill(process, signal.SIGKILL)
+        try:
+            jobs.wait_until((folder / "held").exists, "the worker is in step 8")
+            jobs.wait_until(lambda: "step-00000006" in copies(storage, folder), "the newest checkpoint is copied")
+        finally:
+            parent.kill()
+            for process in processes_of(folder):
+                os.kill(process, signal.SIGKILL)
     shutil.rmtree(tmp_path / "first")
-    # the newest copy was broken off: the one before it is taken
-    (storage / folder.name / "step-00000009").mkdir()
-    (storage / folder.name / "step-00000009" / "optimizer.pt").write_bytes(b"half")
+    # the copy after it was broken off
+    storage.pipe_file(f"bucket/checkpoints/{folder.name}/step-00000009/optimizer.pt", b"half")
 
     second = launch.open_job(tmp_path / "second", home.job())
-    mirror = Mirror(second, f"file://{storage}")
+    mirror = Mirror(second, uri)
     with caplog.at_level("INFO"):
         launch.run_worker(second, 1, 1, "cpu", lambda metrics: None, mirror)
     assert "Checkpoint step-00000006 is taken" in caplog.text
     assert jobs.result(second).manifest == jobs.result(whole).manifest
     assert jobs.history(second) == jobs.history(whole)
     launch.clear_checkpoints(second, mirror)
-    assert not (storage / folder.name).exists()
+    assert not storage.exists(f"bucket/checkpoints/{folder.name}")
     assert not list(second.glob(".sending-*"))
 
 
-def test_what_is_here_is_not_fetched_and_the_newest_two_are_kept(home, whole, tmp_path):
-    storage, folder = tmp_path / "storage", tmp_path / "job"
-    mirror = Mirror(folder, f"file://{storage}")
-    assert mirror.bring() is None  # there is none yet
+def test_what_is_here_is_not_fetched_and_the_newest_two_are_kept(tmp_path, bucket):
+    storage, uri = bucket
+    folder = tmp_path / "job"
+    mirror = Mirror(folder, uri)
+    mirror.bring()  # there is none yet
     for step in (3, 6, 9):
         with staged(folder / "checkpoints" / f"step-{step:08d}", step=step) as staging:
             (staging / "weights.safetensors").write_text(str(step))
         mirror.finish()
     assert copies(storage, folder) == ["step-00000006", "step-00000009"]
-    verify(storage / "job" / "step-00000009")
     shutil.rmtree(folder / "checkpoints" / "step-00000009")
     mirror.bring()
     assert verify(folder / "checkpoints" / "step-00000009")["step"] == 9
-    (storage / "job" / "step-00000009" / "weights.safetensors").write_text("damaged")
+    storage.pipe_file("bucket/checkpoints/job/step-00000009/weights.safetensors", b"damaged")
     mirror.bring()
     assert (folder / "checkpoints" / "step-00000009" / "weights.safetensors").read_text() == "9"
 
 
-def test_a_storage_that_is_away_ends_no_training(home, tmp_path, caplog):
-    (tmp_path / "storage").write_text("no folder")
+def test_a_storage_that_is_away_ends_no_training(home, tmp_path, bucket, caplog):
+    storage, uri = bucket
     folder = launch.open_job(tmp_path / "work", home.job(steps=4))
-    mirror = Mirror(folder, f"file://{tmp_path}/storage")
+    storage.rm("bucket", recursive=True)
+    mirror = Mirror(folder, uri)
     launch.run_worker(folder, 1, 1, "cpu", lambda metrics: None, mirror)
-    launch.clear_checkpoints(folder, mirror)
     assert launch.result_of(folder) is not None
+    assert "is not copied to" in caplog.text
+    launch.clear_checkpoints(folder, mirror)
