@@ -255,7 +255,13 @@ def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], wor
         raise UserError('data_processing.executor.backend: ray is not installed: `pip install "luthier[ray]"`.') from error
     if not ray.is_initialized():
         # RAY_ADDRESS names a cluster; without it Ray starts one on this machine
-        ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False, include_dashboard=False)
+        address = os.environ.get("RAY_ADDRESS")
+        try:
+            ray.init(num_cpus=None if address else workers, log_to_driver=False, include_dashboard=False)
+        except (ConnectionError, ValueError) as error:
+            if not address:
+                raise
+            raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address}: {error}") from error
     remote = ray.remote(num_cpus=1)(_run_one)
     running = {remote.remote(function, out, dict(task.arguments)): out for out, task in missing.items()}
     try:

@@ -23,7 +23,7 @@ from luthier.watching.loop import News, news_of, watch
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LOOK = 3_600.0
+LONGEST_LOOK = 900.0
 """Seconds after which a run of the pipeline hangs."""
 
 

@@ -6,12 +6,11 @@ What a data card should answer is taken from Pushkarna et al. 2022, "Data Cards"
 import json
 import re
 from collections.abc import Iterable
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 
+from luthier.pages import render_page
 from luthier.pipelines.data_processing.croissant import Facts, Json, told_counts
 
 MOST_BARS = 12
@@ -276,11 +275,11 @@ def step_rows(facts: Facts) -> list[dict[str, Any]]:
 
 def as_html(facts: Facts, croissant: Json) -> str:
     """Write the data card as one HTML page without outside resources, with the Croissant description inside."""
-    template = files("luthier.pipelines.data_processing").joinpath("data_card.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters |= {"number": number, "share": share}
     total = sum(facts.splits.values()) or 1
-    return environment.from_string(template).render(
+    return render_page(
+        "luthier.pipelines.data_processing",
+        "data_card.html",
+        {"number": number, "share": share},
         facts=facts,
         words=facts.describe,
         about=fact_rows(facts),

@@ -1,15 +1,13 @@
 """Show a comparison: a self-contained HTML page, and the same as Markdown."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
+from luthier.pages import as_svg, render_page
 from luthier.pipelines.evaluation import plots, tables
 from luthier.pipelines.evaluation.gate_report import NEXT, render_markdown
-from luthier.svg import as_svg
 
 
 @dataclass(frozen=True)
@@ -66,40 +64,38 @@ def as_markdown(shown: Shown) -> str:
 
 def as_html(shown: Shown) -> str:
     """Write the comparison as one HTML page without any outside resource."""
-    template = files("luthier.pipelines.evaluation").joinpath("report.html").read_text(encoding="utf-8")
     evaluation, field = shown.evaluation, shown.evaluation["fields"][0]
     metric = tables.main_metrics(evaluation)[0]
     sliced = [str(name) for name in dict.fromkeys(shown.slices["slice"])]
-    return (
-        Environment(autoescape=True, undefined=StrictUndefined)
-        .from_string(template)
-        .render(
-            evaluation=evaluation,
-            names=[tables.label_of_model(name) for name in evaluation["models"]],
-            others=[tables.label_of_model(name) for name in evaluation["models"] if name != "tuned"],
-            lead=metric,
-            lead_name=tables.metric_name(metric),
-            rows=tables.table_rows(evaluation),
-            differences=tables.difference_rows(evaluation),
-            gate=shown.gate,
-            gate_says=NEXT[shown.gate["decision"]],
-            rules=tables.gate_rows(shown.gate),
-            errors=shown.errors.to_dict("records"),
-            data=shown.data_report,
-            comparison=as_svg(plots.plot_comparison(evaluation)),
-            confusion=as_svg(plots.plot_confusion(shown.scores, field)),
-            slices={name: as_svg(plots.plot_slices(shown.slices, name, metric)) for name in sliced},
-            reliability=as_svg(plots.plot_calibration(evaluation["calibration"])) if evaluation["calibration"] else "",
-            calibration=tables.calibration_rows(evaluation["calibration"]),
-            robustness=tables.robustness_rows(evaluation),
-            safety=tables.safety_rows(shown.safety),
-            safety_models=[tables.label_of_model(name) for name in dict.fromkeys(shown.safety["model"])],
-            safety_summary=evaluation["safety"],
-            retention=tables.retention_rows(evaluation["retention"]),
-            outputs=tables.output_rows(evaluation),
-            times=tables.time_rows(shown.times),
-            lm_eval=tables.lm_eval_rows(evaluation["lm_eval"]),
-            history=as_svg(plots.plot_history(shown.history)),
-            field=field,
-        )
+    return render_page(
+        "luthier.pipelines.evaluation",
+        "report.html",
+        {},
+        evaluation=evaluation,
+        names=[tables.label_of_model(name) for name in evaluation["models"]],
+        others=[tables.label_of_model(name) for name in evaluation["models"] if name != "tuned"],
+        lead=metric,
+        lead_name=tables.metric_name(metric),
+        rows=tables.table_rows(evaluation),
+        differences=tables.difference_rows(evaluation),
+        gate=shown.gate,
+        gate_says=NEXT[shown.gate["decision"]],
+        rules=tables.gate_rows(shown.gate),
+        errors=shown.errors.to_dict("records"),
+        data=shown.data_report,
+        comparison=as_svg(plots.plot_comparison(evaluation)),
+        confusion=as_svg(plots.plot_confusion(shown.scores, field)),
+        slices={name: as_svg(plots.plot_slices(shown.slices, name, metric)) for name in sliced},
+        reliability=as_svg(plots.plot_calibration(evaluation["calibration"])) if evaluation["calibration"] else "",
+        calibration=tables.calibration_rows(evaluation["calibration"]),
+        robustness=tables.robustness_rows(evaluation),
+        safety=tables.safety_rows(shown.safety),
+        safety_models=[tables.label_of_model(name) for name in dict.fromkeys(shown.safety["model"])],
+        safety_summary=evaluation["safety"],
+        retention=tables.retention_rows(evaluation["retention"]),
+        outputs=tables.output_rows(evaluation),
+        times=tables.time_rows(shown.times),
+        lm_eval=tables.lm_eval_rows(evaluation["lm_eval"]),
+        history=as_svg(plots.plot_history(shown.history)),
+        field=field,
     )

@@ -1,14 +1,12 @@
 """Show what monitoring found: one HTML page without any outside resource."""
 
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
+from luthier.pages import as_svg, render_page
 from luthier.pipelines.monitoring import plots
 from luthier.pipelines.monitoring.drift import SCALES
-from luthier.svg import as_svg
 
 
 def as_html(
@@ -27,11 +25,11 @@ def as_html(
         experiments: from `nodes.analyse_experiment`.
         decided: from `decision.decide`.
     """
-    template = files("luthier.pipelines.monitoring").joinpath("report.html").read_text(encoding="utf-8")
     rated = any(version[kind]["of"] for version in quality["versions"] for kind in ("rating", "accuracy"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"share": _share, "seconds": _seconds}
-    return environment.from_string(template).render(
+    return render_page(
+        "luthier.pipelines.monitoring",
+        "report.html",
+        {"share": _share, "seconds": _seconds},
         observed=len(observed),
         drift=drift,
         newest=drift["windows"][-3:][::-1],

@@ -1,0 +1,125 @@
+"""`kedro run --env cluster`: S3, PostgreSQL and a Ray cluster of two nodes make the very bytes that one machine makes of files."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+import yaml
+from commands import command, environment, make_project
+from faulty import Faults, faulty
+from postgres import postgresql
+from ray_cluster import ray_cluster
+from storage import ENVIRONMENT, s3_server
+
+from luthier.artefacts import MANIFEST, hash_of
+
+KILLS, FAULTS = 20, 200
+
+
+def tiny_cluster(folder: Path) -> Path:
+    """Make a project whose environment `cluster` has the tiny model of `test`."""
+    project = make_project(folder)
+    file = project / "conf" / "cluster" / "parameters.yml"
+    tiny = yaml.safe_load((project / "conf" / "test" / "parameters.yml").read_text())
+    cluster = yaml.safe_load(file.read_text())
+    tiny["data_processing"] = tiny.get("data_processing", {}) | cluster.pop("data_processing")
+    file.write_text(yaml.safe_dump(cluster | tiny))
+    return project
+
+
+def model_of(storage, root: str) -> tuple[str, dict]:
+    """Return root hash and files of the newest model in a storage."""
+    manifest = max(storage.glob(f"{root}/06_models/tuned_model/*/tuned_model/{MANIFEST}"))
+    found = json.loads(storage.cat_file(manifest))
+    return found["sha256"], found["files"]
+
+
+def broken(storage, root: str) -> list[str]:
+    """Return the artefacts that a reader would take for whole though they are not."""
+    wrong = []
+    for manifest in storage.glob(f"{root}/*/*/*/*/{MANIFEST}"):
+        folder = manifest.rpartition("/")[0]
+        said = json.loads(storage.cat_file(manifest))
+        for name, entry in said["files"].items():
+            if not storage.exists(f"{folder}/{name}") or hash_of(storage.cat_file(f"{folder}/{name}")) != entry["sha256"]:
+                wrong.append(f"{folder}/{name}")
+    for file in storage.glob(f"{root}/08_reporting/*.json/*/*.json"):
+        try:
+            json.loads(storage.cat_file(file))
+        except ValueError:
+            wrong.append(file)
+    return wrong
+
+
+def run(project: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+    log = (project / "run.log").open("ab")
+    settings = environment() | variables | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command("run", "--env", "cluster"), env=settings, cwd=project, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def lines_of(project: Path) -> int:
+    return (project / "run.log").read_bytes().count(b"\n")
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a run and all that it started, at once."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    for one in [psutil.Process(process.pid), *family]:
+        with suppress(psutil.NoSuchProcess):
+            one.send_signal(signal.SIGKILL)
+    process.wait(30)
+
+
+@pytest.mark.slow
+def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(finished, tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    local = fsspec.filesystem("file")
+    expected = model_of(local, str(finished / "data"))
+    project, faults, chance = tiny_cluster(tmp_path / "project"), Faults(0.25, 7), random.Random(7)
+    with s3_server() as address, faulty(address, faults) as bad, postgresql() as database, ray_cluster() as cluster:
+        storage = fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False, skip_instance_cache=True)
+        storage.mkdir("bucket")
+        variables = ENVIRONMENT | {
+            "AWS_ENDPOINT_URL": bad,
+            "MLFLOW_S3_ENDPOINT_URL": bad,
+            "LUTHIER_DATA": "s3://bucket/luthier",
+            "LUTHIER_WORK": str(tmp_path / "work"),
+            "LUTHIER_CACHE": str(tmp_path / "cache"),
+            "MLFLOW_TRACKING_URI": database,
+            "LUTHIER_REQUEST_LOG_URI": database,
+            "RAY_ADDRESS": cluster.address,
+        }
+        kills = 0
+        while kills < KILLS:
+            process, end = run(project, variables), time.monotonic() + 300
+            # at a random moment of a random step; the first ones more often, as they come again and again
+            moment = lines_of(project) + min(chance.randint(1, 40), chance.randint(1, 40))
+            while process.poll() is None and lines_of(project) < moment:
+                assert time.monotonic() < end, (project / "run.log").read_text()[-5000:]
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0, 0.5))
+            if process.poll() is not None:
+                assert process.returncode == 0, (project / "run.log").read_text()[-5000:]
+                continue
+            kill(process)
+            kills += 1
+            if kills == KILLS // 2:
+                cluster.kill(1)  # one machine less, from now on
+            assert broken(storage, "bucket/luthier") == []
+        last = run(project, variables)
+        assert last.wait(600) == 0, (project / "run.log").read_text()[-5000:]
+        print(f"{kills} kills, {sum(faults.seen.values())} faults: {dict(faults.seen)}")
+        assert sum(faults.seen.values()) >= FAULTS
+        assert broken(storage, "bucket/luthier") == []
+        assert model_of(storage, "bucket/luthier") == expected
+        assert [folder.name for folder in (project / "data").iterdir()] == ["01_raw"]
