@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, for tests."""
+"""Real servers of S3 and of Google Cloud Storage on this machine, for tests."""
 
 import os
 import signal
@@ -8,25 +8,45 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.request import urlopen
+from pathlib import Path
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+GOOGLE = {"FSSPEC_GS_TOKEN": "anon", "FSSPEC_GCS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+"""An emulator knows no accounts, and no gRPC, by which gcsfs asks for what a bucket is."""
 
 
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Start moto's server, and yield its address; it ends with the context."""
+    with _served([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p"]) as address:
+        yield address
+
+
+@contextmanager
+def gcs_server() -> Iterator[str]:
+    """Start an emulator of Google Cloud Storage, and yield its address; it ends with the context."""
+    emulator = str(Path(sys.executable).with_name("gcp-storage-emulator"))
+    with _served([emulator, "start", "--host=127.0.0.1", "--in-memory", "--port"]) as address:
+        yield address
+
+
+@contextmanager
+def _served(command: list[str]) -> Iterator[str]:
+    """Start a server whose last argument is its port; yield its address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
+    server = subprocess.Popen(
+        [*command, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | ENVIRONMENT
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
         while True:
             try:
-                urlopen(address, timeout=1).close()
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
                 if server.poll() is not None or time.monotonic() > deadline:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from luthier.pages import as_svg
 from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate import decide
 from luthier.pipelines.evaluation.plots import (
@@ -27,7 +28,6 @@ from luthier.pipelines.evaluation.score import MODELS, compare, worst_errors
 from luthier.pipelines.evaluation.slices import figures_by_slice
 from luthier.pipelines.evaluation.tables import difference_rows, label_of_model, metric_name, output_rows, table_rows
 from luthier.pipelines.evaluation.tasks import Tasks, compare_retention, score_by_tasks, times_of
-from luthier.pages import as_svg
 from luthier.text.prepare import compact_json
 
 NASTY = [

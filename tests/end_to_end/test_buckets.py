@@ -1,4 +1,4 @@
-"""The whole project with its data sets, models and reports on S3."""
+"""The whole project with its data sets, models and reports in a bucket: of S3, of Google Cloud Storage."""
 
 import subprocess
 from pathlib import PurePosixPath
@@ -6,20 +6,28 @@ from pathlib import PurePosixPath
 import fsspec
 import pytest
 from commands import command, environment, make_project
-from storage import ENVIRONMENT, s3_server
+from storage import ENVIRONMENT, GOOGLE, gcs_server, s3_server
+
+KINDS = {
+    "s3": (s3_server, ENVIRONMENT, "AWS_ENDPOINT_URL"),
+    "gs": (gcs_server, GOOGLE, "STORAGE_EMULATOR_HOST"),
+}
 
 
 @pytest.mark.slow
-def test_every_data_set_lies_in_the_bucket(tmp_path, monkeypatch):
-    for name, value in ENVIRONMENT.items():
+@pytest.mark.parametrize("protocol", KINDS)
+def test_every_data_set_lies_in_the_bucket(tmp_path, monkeypatch, protocol):
+    server, variables, endpoint = KINDS[protocol]
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with s3_server() as address:
-        storage = fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False)
+    with server() as address:
+        monkeypatch.setenv(endpoint, address)
+        storage = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
         storage.mkdir("bucket")
         project = make_project(tmp_path / "project")
         settings = environment() | {
-            "AWS_ENDPOINT_URL": address,
-            "LUTHIER_DATA": "s3://bucket/luthier",
+            endpoint: address,
+            "LUTHIER_DATA": f"{protocol}://bucket/luthier",
             "LUTHIER_WORK": str(tmp_path / "work"),
             "LUTHIER_CACHE": str(tmp_path / "cache"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
@@ -27,7 +35,7 @@ def test_every_data_set_lies_in_the_bucket(tmp_path, monkeypatch):
         run = command("run", "--env", "test")
         done = subprocess.run(run, env=settings, cwd=project, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "s3://bucket/luthier/08_reporting/evaluation.html/" in done.stdout
+        assert f"{protocol}://bucket/luthier/08_reporting/evaluation.html/" in done.stdout
         assert [folder.name for folder in (project / "data").iterdir()] == ["01_raw"]
         stored = [PurePosixPath(found) for found in storage.find("bucket/luthier")]
     names = {path.parts[3] for path in stored}
