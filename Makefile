@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3.13 python3; do \
 PART ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help run test coverage test-slow test-gpu check viz lab ui observe bench clean
+.PHONY: help run test coverage test-slow test-gpu check docs docs-serve viz lab ui observe bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ check: $(VENV)/.dev ## ruff, mypy, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev ## the documentation site in build/site, strict; index.html opens without a server
+	$(BIN)/python scripts/reference.py
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: $(VENV)/.dev ## the same, rebuilt when a page changes, on this machine only
+	$(BIN)/zensical serve
 
 viz: $(VENV)/.runtime ## the pipeline as a picture, in the browser
 	$(BIN)/kedro viz run --include-hooks

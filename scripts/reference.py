@@ -132,8 +132,8 @@ def parameters_of_block(name: str, values: dict[str, Any], whole: Schema) -> Ite
                 inner.append((block, there, here if held[1] == "" else None))
                 kind = kind.replace("block", f"[block](#{re.sub(r'[^a-z0-9_-]', '', there.lower())})")
                 what = what or block["description"]
-            rows.append((f"`{key}`", kind, shown_value(field, values, here), linked(what)))
-        yield from table(("parameter", "type", "value", "what it is"), rows)
+            rows.append((f"`{key}`", shown_value(field, values, here), f"{linked(what)} *{kind}*"))
+        yield from table(("parameter", "value", "what it is"), rows)
         for arguments in inner:
             yield from section(*arguments)
 
