@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -47,10 +48,14 @@ class Box:
 
     def draw(self) -> str:
         """Return the box with its words."""
-        words = [f'<text x="{self.middle:g}" y="{self.y + (26 if self.line else 37):g}" class="title">{escape(self.title)}</text>']
+        words = [
+            f'<text x="{self.middle:g}" y="{self.y + (26 if self.line else 37):g}" class="title">{escape(self.title)}</text>'
+        ]
         if self.line:
             words.append(f'<text x="{self.middle:g}" y="{self.y + 46:g}">{escape(self.line)}</text>')
-        frame = f'<rect x="{self.x:g}" y="{self.y:g}" width="{self.width:g}" height="{HEIGHT}" rx="7" fill="{COLOURS[self.kind]}"/>'
+        frame = (
+            f'<rect x="{self.x:g}" y="{self.y:g}" width="{self.width:g}" height="{HEIGHT}" rx="7" fill="{COLOURS[self.kind]}"/>'
+        )
         return frame + "".join(words)
 
 
@@ -83,7 +88,8 @@ def svg(name: str, boxes: list[Box], arrows: list[str]) -> str:
     height = 2 * MARGIN + max(box.row for box in boxes) * ROW + HEIGHT
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img" aria-label="{escape(name)}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"',
+            f' role="img" aria-label="{escape(name)}">',
             "<style>text{font:15px system-ui,sans-serif;fill:#fff;text-anchor:middle}.title{font-weight:600;font-size:17px}"
             f"polyline{{fill:none;stroke:{LINE};stroke-width:2}}</style>",
             '<marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">'
@@ -109,9 +115,11 @@ def loop() -> str:
     monitoring = Box("room", 8, 0, 0.86, "monitoring", "drift, quality, experiments: one decision")
     boxes = [raw, data, training, evaluation, deployment, registry, gateway, clients, log, monitoring]
     column = [raw, data, training, evaluation, deployment, registry, gateway, log, monitoring]
-    arrows = [down(above, below) for above, below in zip(column, column[1:], strict=False)]
+    arrows = [down(above, below) for above, below in pairwise(column)]
     arrows += [across(clients, gateway), back(monitoring, registry, 0.93), back(monitoring, raw, 1)]
-    return svg("Raw rows become a model in production; what its traffic shows leads back to the registry and to the data", boxes, arrows)
+    return svg(
+        "Raw rows become a model in production; what its traffic shows leads back to the registry and to the data", boxes, arrows
+    )
 
 
 def request() -> str:

@@ -1,7 +1,7 @@
 """Write the reference pages from the code that they describe: parameters, commands, nodes and data sets.
 
-    .venv/bin/python scripts/reference.py            # writes docs/reference/*.md; `make docs` does it first
-    .venv/bin/python scripts/reference.py --check    # exit 1 if a page is not current
+.venv/bin/python scripts/reference.py            # writes docs/reference/*.md; `make docs` does it first
+.venv/bin/python scripts/reference.py --check    # exit 1 if a page is not current
 """
 
 import json
@@ -162,9 +162,10 @@ def parameters_page() -> str:
     lines = [
         "# Parameters\n",
         NOTE,
-        "\nWhat stands in `conf/base` is the value without an environment; a line with a name is what `--env` of that name sets. Write yours into",
-        "`conf/local/parameters.yml`, which git ignores, or give them once: `.venv/bin/kedro run --params training.epochs=2`. A key that is not",
-        "listed here is an error. `seed`, a whole number in `conf/base/parameters.yml`, decides all that is drawn.\n",
+        "\nWhat stands in `conf/base` is the value without an environment; a line with a name is what `--env` of that name sets.",
+        "Write yours into `conf/local/parameters.yml`, which git ignores, or give them once:",
+        "`.venv/bin/kedro run --params training.epochs=2`. A key that is not listed here is an error. `seed`, a whole number in",
+        "`conf/base/parameters.yml`, decides all that is drawn.\n",
     ]
     for name, model in PARAMETERS.items():
         blocks = {environment: found[name] for environment, found in everywhere.items() if name in found}
@@ -193,11 +194,13 @@ def commands_page() -> str:
     lines = [
         "# Commands\n",
         NOTE,
-        "\nEach is `.venv/bin/kedro NAME`, in the project's folder or below it; `--help` prints the same. `--env` names a folder of `conf/`. An",
-        "exit code other than 0 has its reason printed. Kedro's own commands (`viz`, `jupyter`, `catalog`, ...) are listed by `.venv/bin/kedro --help`.\n",
+        "\nEach is `.venv/bin/kedro NAME`, in the project's folder or below it; `--help` prints the same. `--env` names a folder",
+        "of `conf/`. Kedro's own commands (`viz`, `jupyter`, `catalog`, ...) are listed by `.venv/bin/kedro --help`.\n",
     ]
     for name, command in sorted(cli.commands.items()):
-        arguments = " ".join(part.make_metavar(click.Context(command)) for part in command.params if isinstance(part, click.Argument))
+        arguments = " ".join(
+            part.make_metavar(click.Context(command)) for part in command.params if isinstance(part, click.Argument)
+        )
         lines += [f"## {name}\n", f"`kedro {name} {arguments}`".replace(" `", "`") + "\n", f"{linked(command.help or '')}\n"]
         rows = list(option_rows(command))
         lines += table(("option", "what it does", "default"), rows) if rows else []
@@ -222,19 +225,27 @@ def nodes_page() -> str:
     lines = [
         "# Nodes and data sets\n",
         NOTE,
-        "\n`make viz` draws the same. `params:NAME` is a block of the [parameters](parameters.md); `.venv/bin/kedro run --nodes NAME` runs one node.\n",
+        "\n`make viz` draws the same. `params:NAME` is a block of the [parameters](parameters.md).",
+        "`.venv/bin/kedro run --nodes NAME` runs one node.\n",
     ]
     for name, pipeline in register_pipelines().items():
         if name != "__default__":
             lines.append(f"## {name}\n")
             rows = ((f"`{node.name}`", names(node.inputs), names(node.outputs)) for node in pipeline.nodes)
             lines += table(("node", "reads", "makes"), rows)
-    lines += ["## The catalog\n", "In `conf/base/catalog_*.yml`. `make lab` opens a notebook in which `catalog.load(NAME)` reads one.\n"]
+    lines += [
+        "## The catalog\n",
+        "In `conf/base/catalog_*.yml`. `make lab` opens a notebook in which `catalog.load(NAME)` reads one.\n",
+    ]
     entries = catalog()
     lines += table(
         ("data set", "kind", "where"),
         (
-            (f"`{name}`", f"`{entry['type'].rpartition('.')[2]}`", f"`{entry['filepath']}`" if "filepath" in entry else f"`{file}`")
+            (
+                f"`{name}`",
+                f"`{entry['type'].rpartition('.')[2]}`",
+                f"`{entry['filepath']}`" if "filepath" in entry else f"`{file}`",
+            )
             for name, (file, entry) in sorted(entries.items())
         ),
     )

@@ -73,7 +73,9 @@ def readers_project(folder: Path) -> Path:
     for name in ("Makefile", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
     tiny = OmegaConf.load(ROOT / "conf" / "test" / "parameters.yml")
-    easy = OmegaConf.create({"evaluation": {"gate": {"rules": [{"metric": "exact_match", "not_worse_than": "base", "margin": 0.9}]}}})
+    easy = OmegaConf.create(
+        {"evaluation": {"gate": {"rules": [{"metric": "exact_match", "not_worse_than": "base", "margin": 0.9}]}}}
+    )
     OmegaConf.save(OmegaConf.merge(tiny, easy), folder / "conf" / "local" / "parameters.yml")
     binaries = folder / ".venv" / "bin"
     binaries.mkdir(parents=True)

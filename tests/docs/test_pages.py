@@ -143,7 +143,9 @@ def test_a_block_of_commands_is_run_or_says_why_not(page):
             assert marker, f"{block.place}: {block.comment} is none of <!-- not run: REASON --> and <!-- run by TEST: REASON -->"
             if marker["how"] == "run by":
                 file, _, test = marker["tests"].partition("::")
-                assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{block.place}: there is no {marker['tests']}"
+                assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (
+                    f"{block.place}: there is no {marker['tests']}"
+                )
         elif block.language == "bash":
             assert page in SITE, f"{block.place}: only pages of docs/ are run: say where it is run, or why not"
 
