@@ -17,7 +17,7 @@ SITE = sorted((ROOT / "docs").rglob("*.md"))
 ROOMS = sorted((ROOT / "src").rglob("README.md"))
 BESIDE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 DOCUMENTS = [*BESIDE, *SITE, *ROOMS, *sorted((ROOT / "data").glob("README.md")), ROOT / "data/01_raw/README.md"]
-MARKER = re.compile(r"<!-- (?P<how>not run|run by)(?: (?P<tests>tests/\S+))?: (?P<why>.*\S) -->\s*", re.DOTALL)
+MARKER = re.compile(r"<!-- (?:not run|run by (?P<tests>tests/\S+::\w+)): .*\S -->\s*", re.DOTALL)
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 

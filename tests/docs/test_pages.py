@@ -141,7 +141,7 @@ def test_a_block_of_commands_is_run_or_says_why_not(page):
         if block.language == "bash" and block.comment.startswith("<!--"):
             marker = MARKER.fullmatch(block.comment)
             assert marker, f"{block.place}: {block.comment} is none of <!-- not run: REASON --> and <!-- run by TEST: REASON -->"
-            if marker["how"] == "run by":
+            if marker["tests"]:
                 file, _, test = marker["tests"].partition("::")
                 assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (
                     f"{block.place}: there is no {marker['tests']}"
