@@ -8,10 +8,10 @@ PYTHON := $(shell for p in python3.12 python3.11 python3.13 python3; do \
 PART ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help run test coverage test-slow test-gpu check viz lab ui observe bench clean
+.PHONY: help run test coverage test-slow test-gpu check docs docs-serve site viz lab ui observe bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Luthier needs Python 3.11, 3.12 or 3.13; none of them is on the PATH." >&2; exit 1; }
@@ -50,6 +50,19 @@ check: $(VENV)/.dev ## ruff, mypy, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.dev ## the documentation site in build/site, strict; index.html opens without a server
+	$(BIN)/python scripts/reference.py
+	rm -rf build/site
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: $(VENV)/.dev ## the same, rebuilt when a page changes, on this machine only
+	$(BIN)/zensical serve
+
+site: docs ## what is published: the documentation, and in viz/ the pipelines as Kedro-Viz draws them
+	$(BIN)/kedro viz build --include-hooks
+	mkdir build/site/viz
+	find build -mindepth 1 -maxdepth 1 ! -name site -exec mv {} build/site/viz/ \;
+
 viz: $(VENV)/.runtime ## the pipeline as a picture, in the browser
 	$(BIN)/kedro viz run --include-hooks
 
@@ -67,4 +80,4 @@ bench: $(VENV)/.dev ## benchmarks against peers; PART=training runs one
 
 clean: ## remove all that was made: data but the raw, runs, caches
 	find data -mindepth 1 -maxdepth 1 ! -name 01_raw ! -name README.md -exec rm -rf {} +
-	rm -rf mlflow.db mlruns .viz build dist .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf mlflow.db mlruns .viz .cache build dist .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from commands import kedro_in, output
 from openai import BadRequestError, NotFoundError
 
 from tests.serving.processes import ADMIN, ALICE, KEY, ROOT, eventually, lay_out, serving, start
@@ -47,7 +48,7 @@ def test_the_address_of_another_gateway_cannot_be_had(home):
 
 
 def test_from_the_first_request_to_the_last_row(home):
-    """One process, as it costs seconds: clients, promotion, rollback, experiment, feedback, an end in the middle of answers."""
+    """One process, as it costs seconds: clients, promotion, rollback, experiment, feedback, an end in the middle of answers, corrections."""
     home.registry().promote(1)
     with serving(home) as server:
         # answers
@@ -84,7 +85,7 @@ def test_from_the_first_request_to_the_last_row(home):
         assert server.post("/admin/experiment", ROOT, json=share).status_code == 200
         answer = server.ask()
         assert answer.headers["x-luthier-variant"] == "second"
-        vote = {"request_id": answer.json()["id"], "name": "helpful", "rating": "up"}
+        vote = {"request_id": answer.json()["id"], "name": "helpful", "rating": "down", "correction": "It comes tomorrow."}
         assert server.post("/v1/feedback", json=vote).json()["result"] == "created"
 
         # the end: answers under way come to theirs, and all is written down
@@ -102,6 +103,10 @@ def test_from_the_first_request_to_the_last_row(home):
     rows = server.rows()
     assert (rows["status"] == 200).sum() == len(rows) - (rows["error"].notna()).sum()
     assert rows.iloc[-1]["served"] == "second"
+    written = kedro_in(home.project, "corrections", "corrections.jsonl", "--env", "test")
+    assert "1 corrections are in corrections.jsonl" in output(written)
+    (corrected,) = map(json.loads, (home.project / "corrections.jsonl").read_text().splitlines())
+    assert corrected["messages"][-1]["content"] == vote["correction"]
     said = "\n".join(server.said)
     assert KEY not in said
     assert ADMIN not in said
