@@ -20,7 +20,7 @@ def render_page(room: str, template: str, filters: Mapping[str, Callable[..., An
         **values: what it shows; what a user wrote is escaped.
     """
     loaders = [PackageLoader(room, "."), PackageLoader("luthier", ".")]
-    environment = Environment(loader=ChoiceLoader(loaders), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    environment = Environment(loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined)
     environment.filters |= filters
     return environment.get_template(template).render(**values)
 
