@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ class Cluster:
     """Its address, and its nodes: the first one is the head."""
 
     address: str
+    environment: dict[str, str]
+    """That its nodes and its users have: one token, without which nobody may run code there."""
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def kill(self, node: int) -> None:
@@ -32,7 +35,8 @@ def ray_cluster(nodes: int = 2) -> Iterator[Cluster]:
     """Start a cluster with one core a node, on loopback."""
     # Ray replaces 127.0.0.1 by the machine's own address; other addresses of loopback are left as they are
     with socket.create_server(("127.0.0.2", 0)) as free:
-        cluster = Cluster(f"127.0.0.2:{free.getsockname()[1]}")
+        address = f"127.0.0.2:{free.getsockname()[1]}"
+    cluster = Cluster(address, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex})
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             for number in range(nodes):
@@ -44,6 +48,7 @@ def ray_cluster(nodes: int = 2) -> Iterator[Cluster]:
 
 
 def _start(cluster: Cluster, number: int, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a node; Ray gives up after a minute, which on a busy machine is too soon, so it is tried again."""
     port = cluster.address.partition(":")[2]
     where = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}/head"]
     options = [
@@ -53,19 +58,17 @@ def _start(cluster: Cluster, number: int, folder: Path) -> "subprocess.Popen[byt
         "--disable-usage-stats",
     ]
     ray, log = Path(sys.executable).with_name("ray"), folder / f"node-{number}.log"
-    with log.open("wb") as said:
-        command = [str(ray), "start", *([f"--address={cluster.address}"] if number else where), *options, "--block"]
-        node = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env=os.environ.copy())
-    _wait_for(node, log)
-    return node
-
-
-def _wait_for(node: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + 120
-    while "Ray runtime started." not in log.read_text(errors="replace"):
-        assert node.poll() is None, log.read_text(errors="replace")
-        assert time.monotonic() < end, log.read_text(errors="replace")
-        time.sleep(0.2)
+    command = [str(ray), "start", *([f"--address={cluster.address}"] if number else where), *options, "--block"]
+    for _ in range(3):
+        with log.open("wb") as said:
+            node = subprocess.Popen(
+                command, stdout=said, stderr=said, start_new_session=True, env=os.environ | cluster.environment
+            )
+        while node.poll() is None:
+            if "Ray runtime started." in log.read_text(errors="replace"):
+                return node
+            time.sleep(0.2)
+    raise AssertionError(log.read_text(errors="replace"))
 
 
 def _end(node: "subprocess.Popen[bytes]") -> None:

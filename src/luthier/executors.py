@@ -258,10 +258,10 @@ def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], wor
         address = os.environ.get("RAY_ADDRESS")
         try:
             ray.init(num_cpus=None if address else workers, log_to_driver=False, include_dashboard=False)
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             if not address:
                 raise
-            raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address}: {error}") from error
+            raise UserError(f"RAY_ADDRESS: the Ray cluster at {address} cannot be used: {error}") from error
     remote = ray.remote(num_cpus=1)(_run_one)
     running = {remote.remote(function, out, dict(task.arguments)): out for out, task in missing.items()}
     try:

@@ -89,16 +89,20 @@ def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(fi
     with s3_server() as address, faulty(address, faults) as bad, postgresql() as database, ray_cluster() as cluster:
         storage = fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False, skip_instance_cache=True)
         storage.mkdir("bucket")
-        variables = ENVIRONMENT | {
-            "AWS_ENDPOINT_URL": bad,
-            "MLFLOW_S3_ENDPOINT_URL": bad,
-            "LUTHIER_DATA": "s3://bucket/luthier",
-            "LUTHIER_WORK": str(tmp_path / "work"),
-            "LUTHIER_CACHE": str(tmp_path / "cache"),
-            "MLFLOW_TRACKING_URI": database,
-            "LUTHIER_REQUEST_LOG_URI": database,
-            "RAY_ADDRESS": cluster.address,
-        }
+        variables = (
+            ENVIRONMENT
+            | cluster.environment
+            | {
+                "AWS_ENDPOINT_URL": bad,
+                "MLFLOW_S3_ENDPOINT_URL": bad,
+                "LUTHIER_DATA": "s3://bucket/luthier",
+                "LUTHIER_WORK": str(tmp_path / "work"),
+                "LUTHIER_CACHE": str(tmp_path / "cache"),
+                "MLFLOW_TRACKING_URI": database,
+                "LUTHIER_REQUEST_LOG_URI": database,
+                "RAY_ADDRESS": cluster.address,
+            }
+        )
         kills = 0
         while kills < KILLS:
             process, end = run(project, variables), time.monotonic() + 300
