@@ -42,7 +42,13 @@ def day_of_commit(root: Path) -> str | None:
 
 def local_changes(root: Path) -> str:
     """Return the difference of tracked files to the commit; empty if there is none or no git."""
-    return _git(root, "diff", "HEAD", "--", ".", ":(exclude)data/01_raw") or ""
+    # what DVC writes down in the midst of a run is a result, no change of the code
+    return _git(root, "diff", "HEAD", "--", ".", *(f":(exclude){path}" for path in ("data/01_raw", "dvc.lock", "dvc"))) or ""
+
+
+def tracked(root: Path, file: str) -> bool:
+    """Tell whether git keeps a file."""
+    return _git(root, "ls-files", "--error-unmatch", "--", file) is not None
 
 
 def environment(run_params: Mapping[str, Any]) -> dict[str, str]:

@@ -81,6 +81,18 @@ def fetch(storage: Any, path: str) -> Path:
     return kept
 
 
+def forget(storage: Any, path: str) -> None:
+    """Make a finished folder in a storage unfinished, so that no reader finds it, and remove its copy on this machine."""
+    with TemporaryDirectory() as place:
+        try:
+            storage.get_file(f"{path}/{MANIFEST}", str(Path(place, MANIFEST)))
+        except FileNotFoundError:
+            return
+        kept = _copy_of(read_manifest(Path(place)))
+    storage.rm_file(f"{path}/{MANIFEST}")
+    shutil.rmtree(kept, ignore_errors=True)
+
+
 def _copy_of(manifest: dict[str, Any]) -> Path:
     # the facts beside the files count too: two folders may hold the same files and say different things of them
     return cache_folder() / hash_of(manifest)
