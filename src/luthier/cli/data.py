@@ -85,9 +85,9 @@ def _drift(old: "Shards", new: "Shards", added: set[str]) -> dict[str, Any] | No
         return None
     from luthier.pipelines.monitoring.drift import Reference, Rule, compare
     from luthier.pipelines.monitoring.observe import messages_of
-    from luthier.pipelines.monitoring.parameters import Drift
+    from luthier.pipelines.monitoring.parameters import MonitoringParameters
 
-    most = Drift().reference_rows
+    most = MonitoringParameters().drift.reference_rows
 
     def frame(rows: "Iterator[dict[str, Any]]") -> Any:
         some = [row for row, _ in zip(rows, range(most), strict=False)]
@@ -144,7 +144,7 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     Kept are the newest version of each data set, all that a model with an alias was made from and with, what it takes to follow
     any other registered model back and to make it again, and what a run under way reads or makes.
     """
-    from luthier.data_versions.needs import needed_by_models, needed_by_runs_under_way
+    from luthier.data_versions.needs import PREVIOUS, needed_by_models, needed_by_runs_under_way, split_of
     from luthier.data_versions.prune import plan, unneeded_work
 
     project = Project(env)
@@ -154,6 +154,9 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     chosen = [dataset for dataset in project.sets if not data_sets or dataset.name in data_sets]
     models = project.registry.versions()
     needed = needed_by_runs_under_way(project.runs, known) | needed_by_models(models, project.runs, known, project.crossing)
+    split = (project.parameters.get("data_processing") or {}).get("split") or {}
+    if earlier := split_of(split.get("previous") or ""):
+        needed[earlier] = PREVIOUS
     folders = project.parameters["folders"]
     aliased = {model.manifest for model in models if model.aliases}
     work = unneeded_work(Path(folders["shards"]), Path(folders["work"]), project.packages, aliased)
@@ -204,6 +207,7 @@ def erase(row: str | None, text: str | None, reason: str, yes: bool, as_json: bo
     key = os.environ.get(KEY_VARIABLE, "")
     wanted = Needles(names=frozenset({row})) if row is not None else Needles.of_text(text or "", key, scrub)
     where = Where(
+        root=folders.root.rstrip("/"),
         raw=raw_files(source, folders, [folders.locate(labels)] if labels else []),
         id_column=source.id,
         prepared=project.prepared,
@@ -236,8 +240,10 @@ def _tell_found(found: "Found", done: bool, root: Path) -> None:
         click.echo(f"requests  {len(found.requests):,} of the request log, with their votes")
     for model in found.models:
         click.echo(f"model     {model.number}, of data {model.data}: {_judged(model.rows)}")
+    for file, line in found.by_hand:
+        click.echo(f"by hand   {file}:{line} is no row of a table: it stays until you change it")
     if found.is_nothing:
-        click.echo("It stands nowhere.")
+        click.echo("It stands in nothing else." if found.by_hand else "It stands nowhere.")
         return
     if not done:
         click.echo(
@@ -252,7 +258,7 @@ def _tell_found(found: "Found", done: bool, root: Path) -> None:
 
 def _judged(rows: dict[str, int] | None) -> str:
     if rows is None:
-        return "the data is gone, so it cannot be told"
+        return "the data is gone, so it cannot be told (the record of erasures may say)"
     if not rows:
         return "the rows were dropped before training"
     return ", ".join(f"{count:,} rows of {split}" for split, count in rows.items())

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from luthier.data_versions.needles import Needles
 from luthier.data_versions.prepared import ROWS
-from luthier.data_versions.raw_files import RawFile, RawRows, names_of, search, take_out
+from luthier.data_versions.raw_files import RawFile, RawRows, mentions, names_of, search, take_out
 from luthier.data_versions.store import DataSet, remove_tree
 from luthier.records import user_text
 from luthier.serving.records.erasure import empty_texts, requests_holding
@@ -32,6 +32,8 @@ ROWS_AS_READ = "ingested_rows"
 class Where:
     """Where to look."""
 
+    root: str
+    """The project."""
     raw: Sequence[RawFile]
     id_column: str | None
     prepared: Sequence[DataSet]
@@ -66,6 +68,8 @@ class Found:
     others: list[tuple[DataSet, str]]
     requests: list[str]
     models: list[Model]
+    by_hand: list[tuple[str, int]]
+    """File and line among the raw data that no program can mend."""
 
     @property
     def is_nothing(self) -> bool:
@@ -80,6 +84,7 @@ class Found:
             "others": [{"data_set": dataset.name, "version": version} for dataset, version in self.others],
             "requests": len(self.requests),
             "models": [vars(model) for model in self.models],
+            "by_hand": [f"{file}:{line}" for file, line in self.by_hand],
         }
 
 
@@ -99,7 +104,7 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
     for version in sorted({version for versions in held.values() for version in versions}, reverse=True):
         sets = [dataset for dataset in where.prepared if version in held[dataset.name]]
         needles = _of_version(wanted, sets, version, where)  # an id may have been somebody else's in another one
-        everywhere = Needles(everywhere.texts | needles.texts, everywhere.names | needles.names)
+        everywhere |= needles
         if holding := [dataset.name for dataset in sets if _holds(dataset, version, needles)]:
             prepared[version] = holding
             splits[version] = _splits(sets, version, needles)
@@ -113,7 +118,7 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
         if data in prepared or data not in known
     ]
     requests = requests_holding(where.log_uri, wanted.names, wanted.in_value)
-    return Found(raw, prepared, others, requests, told)
+    return Found(raw, prepared, others, requests, told, mentions(where.root, raw, everywhere))
 
 
 def _of_version(wanted: Needles, sets: Sequence[DataSet], version: str, where: Where) -> Needles:

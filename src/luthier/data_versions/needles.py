@@ -28,6 +28,8 @@ from luthier.text.prepare import ScrubSettings
 LEAST = 4
 """Characters of a text: a shorter one stands everywhere."""
 PAGES = (".html", ".md", ".txt")
+NAMES = frozenset({"key", "id", "ids", "item", "survivor", "survivor_key", "request"})
+"""Columns of tables in which rows are called by name."""
 _HEAD = 60
 _LEAST_HEAD = 20
 
@@ -39,7 +41,9 @@ class Needles:
     texts: frozenset[str] = frozenset()
     """Any text counts that holds one of them, in whatever case."""
     names: frozenset[str] = frozenset()
-    """Ids and keys: they count where they stand alone."""
+    """Ids and keys: they count in columns that name rows."""
+    quoted: frozenset[str] = frozenset()
+    """Those of rows that were found: they count in reports, too, where they stand alone. Of others a word may be meant."""
 
     @classmethod
     def of_text(cls, text: str, key: str, settings: ScrubSettings | None) -> "Needles":
@@ -70,16 +74,17 @@ class Needles:
 
     def with_names(self, names: Iterable[str]) -> "Needles":
         """Return these, and further names."""
-        return Needles(self.texts, self.names | set(names))
+        more = frozenset(names)
+        return Needles(self.texts, self.names | more, self.quoted | more)
 
     def with_heads(self, contents: Iterable[str]) -> "Needles":
         """Return these, and the beginnings of messages, by which pages quote them; short ones say too little."""
         heads = {content.strip()[:_HEAD] for content in contents}
-        return Needles(self.texts | {head for head in heads if len(head) >= _LEAST_HEAD}, self.names)
+        return Needles(self.texts | {head for head in heads if len(head) >= _LEAST_HEAD}, self.names, self.quoted)
 
-    def __bool__(self) -> bool:
-        """Tell whether anything is looked for."""
-        return bool(self.texts or self.names)
+    def __or__(self, other: "Needles") -> "Needles":
+        """Return both."""
+        return Needles(self.texts | other.texts, self.names | other.names, self.quoted | other.quoted)
 
     # --- in one text
 
@@ -102,14 +107,14 @@ class Needles:
         if isinstance(value, bool) or value is None:
             return False
         said = str(value)
-        return said in self.names or any(text in said.casefold() for text in self._folded)
+        return said in self.quoted or any(text in said.casefold() for text in self._folded)
 
     def in_page(self, page: str) -> bool:
         """Tell whether a page or another text holds any of it; a name counts as a whole word."""
         said = page.casefold()
         if any(text in said or html.escape(text) in said for text in self._folded):
             return True
-        long = [name for name in self.names if len(name) >= LEAST]
+        long = [name for name in self.quoted if len(name) >= LEAST]
         return bool(long) and re.search(rf"(?<![\w-])(?:{'|'.join(map(re.escape, long))})(?![\w-])", page) is not None
 
     # --- in tables
@@ -121,12 +126,12 @@ class Needles:
         names = pa.array(sorted(self.names), pa.string())
         # an altered copy of a record is called after it: m-1~2
         copies = "|".join(f"^{re.escape(name)}~" for name in sorted(self.names))
-        for column in table.columns:
-            for texts, row in _leaves(column.combine_chunks(), np.arange(len(table))):
+        for name in table.column_names:
+            for texts, row in _leaves(table.column(name).combine_chunks(), np.arange(len(table))):
                 held = np.zeros(len(texts), np.bool_)
                 if pattern:
                     held |= _true(pc.match_substring_regex(texts, pattern, ignore_case=True))
-                if len(names):
+                if len(names) and name in NAMES:
                     held |= _true(pc.is_in(texts, names)) | _true(pc.match_substring_regex(texts, copies))
                 found[row[held]] = True
         return found

@@ -1,5 +1,6 @@
 """Which versions of data sets are needed, and by whom: what is not, may be removed."""
 
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 Needed = dict[tuple[str, str], str]
 """(data set, version) -> who needs it."""
+PREVIOUS = "data_processing.split.previous"
+"""The parameter that names an earlier split table, by a path and not as an input."""
 DAYS_UNDER_WAY = 7
 """A run that says for longer that it is under way was killed."""
 
@@ -49,10 +52,18 @@ def needed_by_models(
         for run in _chain(by_id[version.run], by_session):
             own = run.data.tags.get("luthier.session")
             everything = [(name, own) for name in names] if version.aliases else []
+            if earlier := split_of(run.data.params.get(PREVIOUS, "")):
+                found.setdefault(earlier, who)
             for name, session in [*everything, *_read_and_made(run)]:
                 if version.aliases or name in crossing or session != own:
                     found.setdefault((name, session), who)
     return found
+
+
+def split_of(path: str) -> tuple[str, str] | None:
+    """Return which split table `data_processing.split.previous` names; None if that is none of the catalog's versions."""
+    found = re.search(r"(?:^|/)split_table/([^/]+)/", path)
+    return ("split_table", found[1]) if found else None
 
 
 def needed_by_runs_under_way(runs: Sequence[Any], names: Collection[str]) -> Needed:

@@ -25,6 +25,7 @@ from luthier.reading import COMPRESSED, FORMATS, as_json, find_files, format_of,
 from luthier.text.pii import KINDS, scrub_all
 
 RAW = "data/01_raw"
+BY_HAND = (".json", ".md", ".txt", ".yml", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,15 @@ def search(file: RawFile, needles: Needles, id_column: str | None, key: str) -> 
         id_column: the column of a row's id.
         key: of the placeholders, by which a value is found however it is spaced.
     """
-    lines, names = [], set[str]()
+    lines, names, texts_alone = [], set[str](), Needles(needles.texts)
     try:
         for line, row, error in read(file.location, file.format, file.shown):
             text, _ = as_json(row, error)
             value = json.loads(text)
-            if not _holds(value, needles, key):
-                continue
-            lines.append(line)
-            if isinstance(value, dict):
-                names |= names_of(value, file.source, id_column)
+            called = names_of(value, file.source, id_column) if isinstance(value, dict) else set()
+            if called & needles.names or _holds(value, texts_alone, key):
+                lines.append(line)
+                names |= called
     except UserError:
         if file.source is None:  # a JSON file beside the data, such as a schema, is no table
             return None
@@ -97,9 +97,10 @@ def search(file: RawFile, needles: Needles, id_column: str | None, key: str) -> 
 
 
 def names_of(row: dict[str, Any], source: str | None, id_column: str | None) -> set[str]:
-    """Return what a row is called in prepared data: its key and its id."""
-    names = {key_of(source, canonical_json(row))} if source is not None else set()
-    return names | ({str(row[id_column])} if id_column is not None and isinstance(row.get(id_column), str | int) else set())
+    """Return what a row is called: its id, that of its request, and in prepared data its key."""
+    columns = {"id", "request", id_column or "id"}
+    names = {str(row[column]) for column in columns if isinstance(row.get(column), str | int)}
+    return names | ({key_of(source, canonical_json(row))} if source is not None else set())
 
 
 def _holds(value: Any, needles: Needles, key: str) -> bool:
@@ -118,6 +119,19 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
+
+
+def mentions(root: str, rows: Sequence[RawRows], needles: Needles) -> list[tuple[str, int]]:
+    """Return file and line of what stands among the raw data and is no row of a table: notes, schemas, lists of defects."""
+    known = {found.file.location for found in rows}
+    found = []
+    for path in sorted(Path(root, RAW).rglob("*")):
+        if path.is_file() and path.suffix in BY_HAND and str(path) not in known:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [
+                (path.relative_to(root).as_posix(), number) for number, line in enumerate(lines, 1) if needles.in_page(line)
+            ]
+    return found
 
 
 # --- a file without some of its rows
