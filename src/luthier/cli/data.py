@@ -219,7 +219,8 @@ def erase(row: str | None, text: str | None, reason: str, yes: bool, as_json: bo
     found = find(wanted, where, project.models)
     if yes and not found.is_nothing:
         root = str(project.loader["globals"]["data"])
-        storage, place = open_storage(root if "://" in root else f"file://{root}")
+        # not in the project's folder `data`, which `make clean` empties
+        storage, place = open_storage(root if "://" in root else f"file://{where.root}")
         remove(found, where, Record(storage, f"{place}/erasures.jsonl"), reason)
     if as_json:
         click.echo(json.dumps({"done": yes, **found.as_dict()}, indent=2, ensure_ascii=False))
