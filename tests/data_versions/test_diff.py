@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.cli.data import _drift, _told
 from luthier.data_versions.diff import compare
 from luthier.data_versions.prepared import resolve
 from luthier.errors import UserError
@@ -49,6 +50,22 @@ def test_every_row_is_told_and_the_way_back_is_the_opposite(tmp_path_factory, ol
     assert (set(back.added), set(back.removed)) == (set(found.removed), set(found.added))
     assert back.changed == found.changed
     assert back.labels == {name: pair[::-1] for name, pair in found.labels.items()}
+
+
+KIND = ["my grinder is broken and makes a loud noise", "where is the parcel that you sent", "please cancel my order today"]
+OTHER = ["the bicycle needs new brakes and a chain", "which helmet fits a child of six years", "the saddle is too low for me"]
+
+
+@pytest.mark.parametrize(("kind", "drifted"), [(KIND, False), (OTHER, True)])
+def test_rows_that_came_are_told_when_they_are_of_another_kind(tmp_path, kind, drifted):
+    old = {f"m-{number}": (f"{KIND[number % 3]} {number % 7}", "train", None) for number in range(90)}
+    came = {f"n-{number}": (f"{kind[number % 3]} {number % 7}", "train", None) for number in range(30)}
+    before, after = shards_of(old, tmp_path / "old"), shards_of(old | came, tmp_path / "new")
+    found = _drift(before, after, set(came))
+    assert found is not None
+    assert (found["rows"], found["drifted"]) == (30, drifted)
+    assert (" words (effect " in _told(found, 30)) == drifted
+    assert _drift(before, after, set(list(came)[:19])) is None
 
 
 def test_a_version_is_found_by_each_of_its_names():

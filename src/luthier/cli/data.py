@@ -56,7 +56,7 @@ def diff(ctx: click.Context, before: str, after: str, as_json: bool, env: str | 
     """Compare two versions: rows added, removed, changed; the mix of labels; whether what came is of another kind.
 
     BEFORE and AFTER (by default newest) are `newest`, a version or its beginning, or a version of the model or its alias: the
-    data that it was trained on. Exit 0 if both hold the same rows, 1 if not.
+    data that it was trained on. Exit 0 if both hold the same rows, 3 if not.
     """
     from luthier.data_versions.diff import compare
     from luthier.data_versions.prepared import opened_rows
@@ -76,7 +76,7 @@ def diff(ctx: click.Context, before: str, after: str, as_json: bool, env: str | 
             show(mix_table("split", found.splits))
             show(mix_table("label", found.labels))
             click.echo(_told(drift, len(found.added)))
-    ctx.exit(0 if found.is_empty else 1)
+    ctx.exit(0 if found.is_empty else 3)
 
 
 def _drift(old: "Shards", new: "Shards", added: set[str]) -> dict[str, Any] | None:
@@ -325,11 +325,9 @@ class Project:
     @cached_property
     def crossing(self) -> set[str]:
         """The data sets that one pipeline makes and another reads."""
-        rooms = self._rooms.items()
-        taken = {(name, reader) for reader, pipeline in rooms for name in pipeline.inputs()}
-        return {
-            name for maker, pipeline in rooms for name in pipeline.all_outputs() if {n for n, r in taken if r != maker} & {name}
-        }
+        made = {name: pipeline.all_outputs() for name, pipeline in self._rooms.items()}
+        read = {name: pipeline.inputs() for name, pipeline in self._rooms.items()}
+        return {one for maker in made for reader in read if maker != reader for one in made[maker] & read[reader]}
 
     @cached_property
     def runs(self) -> list[Any]:
