@@ -152,11 +152,13 @@ def test_dvc_runs_what_has_changed_and_keeps_it_elsewhere(finished, dvc, tmp_pat
     # what `kedro run` has made is taken over as it is
     run(str(shim), "data", "metrics", "metrics/evaluation.json", "--env", "test")
     git("init", "--quiet")
+    run(dvc, "remote", "add", "folder", str(tmp_path / "folder"))
     run(dvc, "add", "data/01_raw/general_text.jsonl")
     run(dvc, "commit", "--force", "--quiet")
     git("add", "--all")
     assert ".dvc/cache" not in git("status", "--short")
     git("commit", "--quiet", "-m", "one")
+    run(dvc, "push", "--remote", "folder")
     first = {path.name for path in (home / "data/06_models/tuned_model").iterdir()}
     assert run(dvc, "repro").count("didn't change, skipping") == 3
 
@@ -201,9 +203,8 @@ def test_dvc_runs_what_has_changed_and_keeps_it_elsewhere(finished, dvc, tmp_pat
         fsspec.filesystem("s3", use_listings_cache=False).mkdir("kept")
         run(dvc, "remote", "add", "bucket", "s3://kept/luthier")
         run(dvc, "remote", "modify", "bucket", "endpointurl", address)
-        run(dvc, "remote", "add", "folder", str(tmp_path / "folder"))
         for remote in ("bucket", "folder"):
-            run(dvc, "push", "--all-commits", "--remote", remote)
+            run(dvc, "push", "--remote", remote)
             shutil.rmtree(home / ".dvc" / "cache")
             shutil.rmtree(home / "data/06_models/tuned_model")
             run(dvc, "pull", "--remote", remote)
