@@ -200,7 +200,7 @@ def test_dvc_runs_what_has_changed_and_keeps_it_elsewhere(finished, dvc, tmp_pat
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         for name, value in ENVIRONMENT.items():
             monkeypatch.setenv(name, value)
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("kept")
+        fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False).mkdir("kept")
         run(dvc, "remote", "add", "bucket", "s3://kept/luthier")
         run(dvc, "remote", "modify", "bucket", "endpointurl", address)
         for remote in ("bucket", "folder"):

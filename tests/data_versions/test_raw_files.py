@@ -7,14 +7,12 @@ import io
 import json
 import lzma
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage import ENVIRONMENT, s3_server
 
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.data_versions.needles import Needles
@@ -83,19 +81,11 @@ def test_a_packed_file_stays_packed(tmp_path, ending):
     assert [row for _, row, _ in read(str(path), "jsonl", path.name)] == rows[1:]
 
 
-def test_a_file_in_a_bucket_is_written_there(monkeypatch):
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    with s3_server() as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        storage = fsspec.filesystem("s3", use_listings_cache=False)
-        storage.mkdir("raw")
-        storage.pipe_file("raw/rows.jsonl", jsonl([{"id": "a", "said": "one"}, {"id": "b", "said": "two"}]))
-        found = search(
-            RawFile("s3://raw/rows.jsonl", "s3://raw/rows.jsonl", "jsonl", "mine"), Needles(names=frozenset("b")), "id", ""
-        )
-        take_out(found)
-        assert json.loads(storage.cat_file("raw/rows.jsonl")) == {"id": "a", "said": "one"}
+def test_a_file_in_a_bucket_is_written_there(bucket):
+    bucket.pipe_file("bucket/rows.jsonl", jsonl([{"id": "a", "said": "one"}, {"id": "b", "said": "two"}]))
+    file = RawFile("s3://bucket/rows.jsonl", "s3://bucket/rows.jsonl", "jsonl", "mine")
+    take_out(search(file, Needles(names=frozenset("b")), "id", ""))
+    assert json.loads(bucket.cat_file("bucket/rows.jsonl")) == {"id": "a", "said": "one"}
 
 
 def test_an_id_counts_as_an_id_only(tmp_path):

@@ -7,18 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kedro.io import Version
-from storage import ENVIRONMENT, s3_server
 
 from luthier.data_versions.store import File, data_sets, freed, local_files, remove_tree
 from luthier.datasets import ShardsDataset
 from luthier.errors import UserError
-from luthier.remote import cache_folder
+from luthier.remote import cache_folder, fetch
 from tests.data_versions.stored import NEW, OLD, SHARDS, catalog, save_document, save_table
 
 
@@ -98,30 +96,23 @@ def test_files_of_a_storage_are_free_each():
     assert freed([File("a", 3), File("b", 4)]) == 7
 
 
-def test_versions_in_a_bucket_go_with_their_copies_here(tmp_path, monkeypatch):
-    for name, value in (ENVIRONMENT | {"LUTHIER_CACHE": str(tmp_path / "cache")}).items():
-        monkeypatch.setenv(name, value)
-    with s3_server() as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("bucket")
-        for version, number in ((OLD, 1), (NEW, 2)):
-            ShardsDataset("s3://bucket/data/table", Version(None, version)).save(pa.table({"n": [number]}))
-        assert len(list(cache_folder().iterdir())) == 2
-        (table,) = catalog("s3://bucket/data", "table")
-        assert table.versions() == [NEW, OLD]
-        with table.opened(OLD) as folder:
-            assert pa.parquet.read_table(folder / "part-00000.parquet").to_pylist() == [{"n": 1}]
-        assert sum(file.bytes for file in table.files(OLD)) > 0
-        table.show(OLD, "unused", "2026-01-03T00.00.00.000Z")
-        assert table.versions()[0] == "2026-01-03T00.00.00.000Z"
-        table.remove(OLD)
-        assert table.versions() == ["2026-01-03T00.00.00.000Z", NEW]
-        table.remove("2026-01-03T00.00.00.000Z")
-        assert ShardsDataset("s3://bucket/data/table", Version(None, None)).load().to_table().to_pylist() == [{"n": 2}]
-        table.remove(NEW)
-        assert table.storage.find("bucket/data") == []
-        assert list(cache_folder().iterdir()) == []
-        with pytest.raises(UserError, match="not a finished artefact"):
-            from luthier.remote import fetch
-
-            fetch(table.storage, table.data(NEW))
+def test_versions_in_a_bucket_go_with_their_copies_here(bucket):
+    for version, number in ((OLD, 1), (NEW, 2)):
+        ShardsDataset("s3://bucket/data/table", Version(None, version)).save(pa.table({"n": [number]}))
+    assert len(list(cache_folder().iterdir())) == 2
+    (table,) = catalog("s3://bucket/data", "table")
+    assert table.versions() == [NEW, OLD]
+    with table.opened(OLD) as folder:
+        assert pa.parquet.read_table(folder / "part-00000.parquet").to_pylist() == [{"n": 1}]
+    assert sum(file.bytes for file in table.files(OLD)) > 0
+    table.show(OLD, "unused", "2026-01-03T00.00.00.000Z")
+    assert table.versions()[0] == "2026-01-03T00.00.00.000Z"
+    table.remove(OLD)
+    assert table.versions() == ["2026-01-03T00.00.00.000Z", NEW]
+    table.remove("2026-01-03T00.00.00.000Z")
+    assert ShardsDataset("s3://bucket/data/table", Version(None, None)).load().to_table().to_pylist() == [{"n": 2}]
+    table.remove(NEW)
+    assert table.storage.find("bucket/data") == []
+    assert list(cache_folder().iterdir()) == []
+    with pytest.raises(UserError, match="not a finished artefact"):
+        fetch(table.storage, table.data(NEW))
