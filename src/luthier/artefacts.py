@@ -45,11 +45,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds either the old content or the new one, never a part."""
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file so that a reader finds either the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(text if isinstance(text, bytes) else text.encode())
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)

@@ -31,7 +31,7 @@ class Run:
     versions: dict[str, int]
     """Versions of the registry that were asked, by the parameter that named them."""
     sources: list[dict[str, Any]]
-    """Files that were read: `source`, `file`, `sha256`, `rows`."""
+    """Files that were read: `source`, `file`, `sha256`, `rows`; `md5` where DVC keeps the file."""
     earlier: list["Run"] = field(default_factory=list)
 
     def all_sources(self) -> list[dict[str, Any]]:
@@ -144,9 +144,14 @@ def _grow(tree: Any, run: Run) -> None:
         if value:
             branch.add(f"{'made' if name in run.made else 'read'} {name} {value}", highlight=False)
     for entry in run.sources:
-        branch.add(f"[green]source[/] {entry['file']}  {entry['rows']:,} rows  sha256:{entry['sha256']}", highlight=False)
+        branch.add(f"[green]source[/] {entry['file']}  {entry['rows']:,} rows  {_hashes(entry)}", highlight=False)
     for earlier in run.earlier:
         _grow(branch, earlier)
+
+
+def _hashes(entry: dict[str, Any]) -> str:
+    """Return a source file's hash, and DVC's beside it where DVC keeps the file."""
+    return f"sha256:{entry['sha256']}" + (f"  DVC md5:{entry['md5']}" if "md5" in entry else "")
 
 
 def as_html(run: Run, title: str) -> str:
@@ -170,8 +175,7 @@ def _html_of(run: Run) -> str:
         for name, value in shown.items()
     ]
     lines += [
-        f"<li class='source'>source {html.escape(entry['file'])}, {entry['rows']:,} rows "
-        f"<code>sha256:{entry['sha256']}</code></li>"
+        f"<li class='source'>source {html.escape(entry['file'])}, {entry['rows']:,} rows <code>{_hashes(entry)}</code></li>"
         for entry in run.sources
     ]
     lines += [f"<li>{_html_of(earlier)}</li>" for earlier in run.earlier]

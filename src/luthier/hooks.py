@@ -131,7 +131,9 @@ class LineageHooks:
         """Log a data set that a node read as an input of the MLflow run, with its version and digest."""
         import mlflow
 
-        from luthier.lineage import FolderInput, named_version
+        from luthier.artefacts import MANIFEST
+        from luthier.dvc import md5_known
+        from luthier.lineage import DVC_TAG, FolderInput, named_version
 
         if dataset_name in self._recorded or not mlflow.active_run() or not (version := self._version_of(dataset_name)):
             return
@@ -139,12 +141,16 @@ class LineageHooks:
         mlflow.set_tag(f"luthier.data.{dataset_name}", named_version(version, data))
         if hasattr(data, "folder"):
             mlflow.log_input(FolderInput(dataset_name, data.folder, data.sha256), context="input")
+            # the manifest holds the hashes of all other files
+            if md5 := md5_known(self._root, data.folder / MANIFEST):
+                mlflow.set_tag(f"{DVC_TAG}{dataset_name}", md5)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Log what the run made: plots as they are, data sets by version and digest, source files by name."""
         import mlflow
 
+        from luthier.dvc import with_md5
         from luthier.lineage import SOURCES, named_version
 
         if not mlflow.active_run():
@@ -154,7 +160,7 @@ class LineageHooks:
         elif version := self._version_of(dataset_name):
             mlflow.set_tag(f"luthier.made.{dataset_name}", named_version(version, data))
         if dataset_name in ("sources", "inference_report"):  # the files that came from outside
-            mlflow.log_dict(data if dataset_name == "sources" else data["files"], SOURCES)
+            mlflow.log_dict(with_md5(data if dataset_name == "sources" else data["files"], self._root), SOURCES)
 
     def _version_of(self, name: str) -> str | None:
         """Return the version of a data set that this run reads or writes; None if it has none."""

@@ -16,8 +16,10 @@ RUN_FACTS = "lineage/run.json"
 """Artefact of a run: what to run again, with which parameters."""
 VERSION_TAG = "luthier.version."
 """Tags of a run that asked a version of the registry, by the parameter that named it: the number that it was."""
+DVC_TAG = "luthier.dvc."
+"""Tags of a run, by data set that it read: the md5 under which DVC keeps all its versions."""
 SOURCES = "lineage/sources.json"
-"""Artefact of a run that read source files: their names, hashes and rows."""
+"""Artefact of a run that read source files: their names, hashes (`sha256`; `md5` where DVC keeps the file) and rows."""
 _SELECTION = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs", "load_versions", "namespaces")
 
 
@@ -42,7 +44,13 @@ def day_of_commit(root: Path) -> str | None:
 
 def local_changes(root: Path) -> str:
     """Return the difference of tracked files to the commit; empty if there is none or no git."""
-    return _git(root, "diff", "HEAD", "--", ".", ":(exclude)data/01_raw") or ""
+    # what DVC writes down in the midst of a run is a result, no change of the code
+    return _git(root, "diff", "HEAD", "--", ".", *(f":(exclude){path}" for path in ("data/01_raw", "dvc.lock", "metrics"))) or ""
+
+
+def tracked(root: Path, file: str) -> bool:
+    """Tell whether git keeps a file."""
+    return _git(root, "ls-files", "--error-unmatch", "--", file) is not None
 
 
 def environment(run_params: Mapping[str, Any]) -> dict[str, str]:

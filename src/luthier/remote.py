@@ -93,6 +93,15 @@ def get(storage: Any, path: str, target: Path) -> None:
     _stage(target, manifest, lambda staging: _download(storage, path, manifest, staging))
 
 
+def forget(storage: Any, path: str) -> None:
+    """Make a finished folder in a storage unfinished, so that no reader finds it, and remove its copy on this machine."""
+    if not storage.exists(f"{path}/{MANIFEST}"):
+        return
+    kept = _copy_of(_manifest_of(storage, path))
+    storage.rm_file(f"{path}/{MANIFEST}")
+    shutil.rmtree(kept, ignore_errors=True)
+
+
 def _manifest_of(storage: Any, path: str) -> dict[str, Any]:
     with TemporaryDirectory(prefix="luthier-manifest-") as place:
         try:

@@ -68,7 +68,7 @@ def reproduce(run: Run, root: Path, data: str, folder: Path, tracking_uri: str) 
     Raises:
         UserError: if the run recorded too little, an input or a source file is gone, or the second run fails.
     """
-    if not run.facts:
+    if not run.facts.get("parameters"):
         raise UserError(f"Run {run.id} did not record its parameters: it cannot be done again.")
     if told := changed_sources(run, root):
         raise UserError("The source files are not what they were:\n  " + "\n  ".join(told))

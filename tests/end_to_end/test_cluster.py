@@ -85,7 +85,7 @@ def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(fi
         monkeypatch.setenv(name, value)
     local = fsspec.filesystem("file")
     expected = model_of(local, str(finished / "data"))
-    project, faults, chance = tiny_cluster(tmp_path / "project"), Faults(0.25, 7), random.Random(7)
+    project, faults, chance = tiny_cluster(tmp_path / "project"), Faults(0.08, 7), random.Random(7)
     with s3_server() as address, faulty(address, faults) as bad, postgresql() as database, ray_cluster() as cluster:
         storage = fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False, skip_instance_cache=True)
         storage.mkdir("bucket")

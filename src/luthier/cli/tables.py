@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from luthier.data_versions.diff import Difference
+    from luthier.data_versions.prepared import Prepared
     from luthier.registry import Line, Version
 
 FULL_WIDTH = 116
@@ -77,3 +79,91 @@ def log_table(lines: "list[Line]") -> Any:
         for line in lines
     ]
     return _table(rows, numbers=("line", "from", "to"), least=("gate", "package"))
+
+
+def shown_bytes(size: int) -> str:
+    """Return a size for people.
+
+    >>> shown_bytes(1_234_567)
+    '1.2 MB'
+    """
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def prepared_table(versions: "list[Prepared]") -> Any:
+    """Return the versions of the prepared data as a table of rich's."""
+    rows = [
+        {
+            "version": one.version,
+            "rows": f"{sum(one.rows.values()):,}",
+            "by split": ", ".join(f"{count:,} {split}" for split, count in one.rows.items() if count),
+            "models": ", ".join(map(str, one.models)),
+            "records": one.sha256[:8],
+            "size": shown_bytes(one.bytes),
+            "sources": "\n".join(f"{source['file']} {source['sha256'][:8]}" for source in one.sources),
+            "missing": ", ".join(one.missing),
+        }
+        for one in versions
+    ]
+    least = ("sources", "size")
+    return _table(
+        [{name: row[name] for name in row if name != "missing" or any(r["missing"] for r in rows)} for row in rows],
+        numbers=("rows", "size"),
+        least=least,
+    )
+
+
+def prune_table(rows: list[dict[str, Any]]) -> Any:
+    """Return what would be removed as a table of rich's."""
+    shown = [
+        {
+            "what": row["what"],
+            "remove": f"{row['remove']:,}",
+            "keep": "" if row["keep"] is None else f"{row['keep']:,}",
+            "size": shown_bytes(row["bytes"]),
+        }
+        for row in rows
+    ]
+    return _table(shown, numbers=("remove", "keep", "size"), least=())
+
+
+def mix_table(title: str, mix: "dict[str, tuple[int, int]]") -> Any:
+    """Return counts before and after, with their shares, as a table of rich's; what changed most stands first."""
+    totals = [max(1, sum(pair[side] for pair in mix.values())) for side in (0, 1)]
+    shares = {name: (pair[0] / totals[0], pair[1] / totals[1]) for name, pair in mix.items()}
+    ordered = sorted(mix, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))
+    rows = [
+        {
+            title: name or "(none)",
+            "before": f"{mix[name][0]:,}",
+            "after": f"{mix[name][1]:,}",
+            "share before": f"{shares[name][0]:.1%}",
+            "share after": f"{shares[name][1]:.1%}",
+            "change": f"{100 * (shares[name][1] - shares[name][0]):+.1f} points",
+        }
+        for name in ordered
+    ]
+    return _table(rows, numbers=("before", "after", "share before", "share after", "change"), least=())
+
+
+def difference_lines(found: "Difference") -> list[str]:
+    """Say in a few lines what became of the rows, with the first ids of each kind."""
+
+    def some(names: Any) -> str:
+        names = list(names)
+        return f"  {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
+
+    changed = [f"{name} ({', '.join(columns)})" for name, columns in found.changed.items()]
+    moved = [f"{name} ({before} -> {after})" for name, (before, after) in found.moved.items()]
+    return [
+        f"rows     {found.before:,} -> {found.after:,}",
+        f"added    {len(found.added):,}{some(found.added)}",
+        f"removed  {len(found.removed):,}{some(found.removed)}",
+        f"changed  {len(found.changed):,}{some(changed)}",
+        f"moved    {len(found.moved):,}{some(moved)}",
+    ]

@@ -1,7 +1,9 @@
 """From the request log to what is watched: one row a message, in windows; and the training messages beside it."""
 
 import json
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,13 +64,16 @@ def reference_of(records: Shards, most: int) -> pd.DataFrame:
         records: that the model was trained and judged on.
         most: rows; of more, the first ones in the order of their keys, which are hashes.
     """
+    return messages_of(islice(records.iter_rows(["messages", "meta"]), most))
+
+
+def messages_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return what is compared of records with `messages` and `meta`: `text`, `characters`, `pii`, `language`."""
     texts: list[str | None] = []
     languages: list[str | None] = []
-    for row in records.iter_rows(["messages", "meta"]):
+    for row in records:
         texts.append(user_text(row["messages"]))
         languages.append(json.loads(row["meta"]).get("language"))
-        if len(texts) == most:
-            break
     return pd.DataFrame({**_features(texts), "language": languages})
 
 

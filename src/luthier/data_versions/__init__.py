@@ -1,0 +1,1 @@
+"""The versions of the data: which there are, how two differ, one brought back, old ones removed, one person's rows erased."""
