@@ -57,7 +57,7 @@ viz: $(VENV)/.runtime ## the pipeline as a picture, in the browser
 	$(BIN)/kedro viz run --include-hooks
 
 site: $(VENV)/.dev ## the documents and all pipelines as pages, in build/site
-	$(BIN)/python scripts/site.py
+	$(BIN)/python scripts/site_pages.py
 
 lab: $(VENV)/.dev ## notebooks with `catalog` loaded
 	$(BIN)/kedro jupyter lab

@@ -1,7 +1,10 @@
 """Commands that a pipeline of CI/CD gives, and people may: try a version, let users try it, tell GitHub."""
 
 import os
-from collections.abc import Mapping
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,8 +46,6 @@ def smoke(version: str, url: str | None, patience: float, env: str | None) -> No
 @click.pass_context
 def canary(ctx: click.Context, version: str, share: float, hours: float, url: str | None, env: str | None) -> None:
     """Give VERSION to a share of the users until it is decided; exit 0 to promote it, 3 for not."""
-    import signal
-    import sys
     import time
     from datetime import UTC, datetime
 
@@ -75,11 +76,9 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
         run_monitoring(root, env)
         return list(newest_of(data, "experiments") or [])
 
-    # a runner that is taken away says so by SIGTERM: the share ends with it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     gateway = url or monitoring.act.gateway or f"http://{serving.host}:{serving.port}"
     keep = partial(keep_experiment, experiment_file(folders), serving.experiment)
-    with share_of(gateway, key, experiment, keep):
+    with _ended_by_sigterm(), share_of(gateway, key, experiment, keep):
         click.echo(f"Version {candidate.number} has {share:.4g} of the users: {experiment.id}.")
         until = time.monotonic() + hours * 3600
         verdict = watch(look, partial(news_of, log_uri), experiment.id, monitoring.patience_seconds, until)
@@ -112,3 +111,13 @@ def dispatch(workflow: str, inputs: tuple[str, ...]) -> None:
         raise UserError(f"{wrong[0]!r} is no input: write NAME=VALUE, such as version=3.")
     start(workflow, dict(one.split("=", 1) for one in inputs), os.environ)
     click.echo(f"{workflow} is started.")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Come to an end, with all that is to be done then, also when a machine is taken away: that is said by SIGTERM."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,6 @@
 """Write the documents and all pipelines as pages into build/site; a link that leads nowhere is an error.
 
-.venv/bin/python scripts/site.py
+.venv/bin/python scripts/site_pages.py
 """
 
 import re
@@ -38,6 +38,16 @@ def documents() -> list[Path]:
     return sorted((Path(line) for line in listed.splitlines()), key=lambda path: (path != Path("README.md"), path))
 
 
+def reader() -> MarkdownIt:
+    """Return what reads Markdown as GitHub does."""
+    return MarkdownIt("gfm-like", {"linkify": False, "html": True})
+
+
+def parsed(document: Path) -> list[Token]:
+    """Return a document as its tokens."""
+    return reader().parse((ROOT / document).read_text(encoding="utf-8"))
+
+
 def anchors(text: str) -> set[str]:
     """Return what `#...` may name in a document, as GitHub makes it of headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
@@ -66,8 +76,14 @@ def links(tokens: list[Token]) -> list[str]:
     return [str(token.attrs[names[token.type]]) for token in inline if token.type in names]
 
 
-def write(document: Path, tokens: list[Token], reader: MarkdownIt) -> None:
+def problems() -> list[str]:
+    """Return the links of all documents that lead nowhere."""
+    return [line for document in documents() for line in broken(document, parsed(document))]
+
+
+def write(document: Path) -> None:
     """Write a document as a page; links to documents lead to their pages."""
+    tokens = parsed(document)
     inline = [child for token in tokens for child in token.children or []]
     for link in (child for child in inline if child.type == "link_open"):
         href = str(link.attrs["href"])
@@ -77,15 +93,13 @@ def write(document: Path, tokens: list[Token], reader: MarkdownIt) -> None:
     nav = f'<a href="{up}README.html">Luthier</a> · <a href="{up}pipelines/index.html">pipelines</a>'
     page = SITE / document.with_suffix(".html")
     page.parent.mkdir(parents=True, exist_ok=True)
-    body = reader.renderer.render(tokens, reader.options, {})
+    body = reader().renderer.render(tokens, reader().options, {})
     page.write_text(PAGE.format(title=document.stem, nav=nav, body=body), encoding="utf-8")
 
 
 def main() -> int:
     """Check all links, then write all pages."""
-    reader = MarkdownIt("gfm-like", {"linkify": False, "html": True})
-    parsed = {document: reader.parse((ROOT / document).read_text(encoding="utf-8")) for document in documents()}
-    if wrong := [line for document, tokens in parsed.items() for line in broken(document, tokens)]:
+    if wrong := problems():
         print("\n".join(wrong), file=sys.stderr)
         return 1
     shutil.rmtree(SITE, ignore_errors=True)
@@ -94,11 +108,11 @@ def main() -> int:
     (SITE / "pipelines").mkdir(parents=True)
     for path in built:
         shutil.move(path, SITE / "pipelines" / path.name)
-    for document, tokens in parsed.items():
-        write(document, tokens, reader)
+    for document in documents():
+        write(document)
     shutil.copytree(ROOT / "docs" / "images", SITE / "docs" / "images")
     (SITE / "index.html").write_text('<!doctype html><meta http-equiv="refresh" content="0; url=README.html">\n')
-    print(f"{len(parsed)} documents and the pipelines are in {SITE.relative_to(ROOT)}.")
+    print(f"{len(documents())} documents and the pipelines are in {SITE.relative_to(ROOT)}.")
     return 0
 
 
