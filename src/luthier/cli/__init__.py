@@ -9,10 +9,10 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.startup import bootstrap_project
 from kedro.utils import find_kedro_project
 
-from luthier.cli import data, release, traffic
+from luthier.cli import data, delivery, release, traffic
 from luthier.cli.common import PACKAGE, Command, cli
 
-__all__ = ["before_plugins", "cli", "data", "release", "traffic"]
+__all__ = ["before_plugins", "cli", "data", "delivery", "release", "traffic"]
 
 cli.add_command(Command(name="run", callback=kedro_run.callback, params=kedro_run.params, help=kedro_run.help))
 

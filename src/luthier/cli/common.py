@@ -117,7 +117,7 @@ def open_registry(env: str | None, who: str | None = None) -> "Registry":
     quiet_trackers()
     # one experiment, one model: both carry the same name
     name = mlflow["tracking"]["experiment"]["name"]
-    log_uri = os.environ.get("LUTHIER_LOG_URI")
+    log_uri = os.environ.get("LUTHIER_LOG_URI") or None
     return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, _check, who and f"{who}, {whoami()}")
 
 

@@ -45,9 +45,10 @@ def rollback(to: str | None, reason: str | None, env: str | None) -> None:
 
 @cli.command(cls=Command)
 @click.option("--log", "show_log", is_flag=True, help="Show the deployment log, and check that nobody has changed it.")
+@click.option("--number", metavar="VERSION", help="Print the number of one version or alias, and no more.")
 @json_option
 @env_option
-def models(show_log: bool, as_json: bool, env: str | None) -> None:
+def models(show_log: bool, number: str | None, as_json: bool, env: str | None) -> None:
     """List the versions of the model: what is in production, how good it is, what it was made from."""
     from dataclasses import asdict
 
@@ -55,6 +56,9 @@ def models(show_log: bool, as_json: bool, env: str | None) -> None:
 
     registry = open_registry(env)
     registry.repair()
+    if number is not None:
+        click.echo(registry.resolve(number).number)
+        return
     lines = registry.log.lines() if show_log else []
     rows: list[Any] = lines if show_log else registry.versions()
     if as_json:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @cli.command(cls=Command)
 @click.option("--host", help="Address to listen on; by default serving.host, this machine alone.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one. By default serving.port.")
+@click.option("--only", metavar="VERSION", help="Serve this version to everybody, whatever is in production.")
 @env_option
-def serve(host: str | None, port: int | None, env: str | None) -> None:
+def serve(host: str | None, port: int | None, only: str | None, env: str | None) -> None:
     """Answer clients of OpenAI's API with the versions in production, and follow promotions and rollbacks."""
     loader = configuration(env)
     parameters = parameters_of(loader, env)
@@ -32,13 +33,15 @@ def serve(host: str | None, port: int | None, env: str | None) -> None:
     from luthier.models import resolve_base
     from luthier.serving.fleet import Machine
     from luthier.serving.keys import read_keys
-    from luthier.serving.parameters import ServingParameters
+    from luthier.serving.parameters import ServingParameters, experiment_file
     from luthier.serving.server import Place
     from luthier.serving.server import serve as run_server
 
     serving = ServingParameters(**{**(parameters.get("serving") or {}), **given})
     folders = FolderParameters(**parameters["folders"])
     registry, keys = open_registry(env), read_keys(os.environ, serving.host)
+    if only is not None:
+        serving = serving.only(registry.resolve(only).number)
     place = Place(
         registry,
         Machine(
@@ -49,7 +52,7 @@ def serve(host: str | None, port: int | None, env: str | None) -> None:
         ),
         keys,
         serving.log.locate(folders, os.environ),
-        experiment_file=Path(folders.work).parent / "serving" / "experiment.json",
+        experiment_file=None if only else experiment_file(folders),
         pii_key=os.environ.get("LUTHIER_PII_KEY", ""),
     )
     run_server(serving, place, partial(_announce, keys))

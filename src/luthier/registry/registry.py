@@ -417,5 +417,5 @@ def of_active_run(cache: Path, tracking_uri: str | None = None) -> Registry | No
     if run is None:
         return None
     name = mlflow.get_experiment(run.info.experiment_id).name
-    log_uri = os.environ.get("LUTHIER_LOG_URI")
+    log_uri = os.environ.get("LUTHIER_LOG_URI") or None
     return Registry(name, tracking_uri or mlflow.get_tracking_uri(), log_uri, cache, check=check_package)

@@ -6,14 +6,12 @@ The table is swapped in one step between two requests. If an engine does not sta
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.registry import Registry, Standing
 from luthier.registry.versions import CHAMPION
@@ -21,7 +19,7 @@ from luthier.serving.api.errors import ApiError, unavailable, without_places
 from luthier.serving.fleet import Fleet
 from luthier.serving.live import Live
 from luthier.serving.metrics import Metrics
-from luthier.serving.parameters import ExperimentParameters, ServingParameters, running_experiment
+from luthier.serving.parameters import ExperimentParameters, ServingParameters, keep_experiment, running_experiment
 from luthier.serving.routing import Experiment, RouteTable, resolve_experiment
 
 logger = logging.getLogger(__name__)
@@ -65,7 +63,8 @@ class Follower:
             UserError: if nothing was promoted yet, the experiment cannot be dealt, or an engine does not start.
         """
         standing = await self._look()
-        if CHAMPION not in standing.aliases:
+        needs_champion = CHAMPION in {variant.version for variant in self._experiment.variants}
+        if needs_champion and CHAMPION not in standing.aliases:
             raise UserError(f"No version of {self._registry.name} is in production: `kedro promote` puts the candidate there.")
         try:
             experiment = _dealt(self._experiment, standing)
@@ -156,9 +155,7 @@ class Follower:
             with self._told():
                 await self._start(experiment)
                 if self._kept is not None:
-                    said = {"configured": self._parameters.experiment, "asked": asked}
-                    written = json.dumps({name: one.model_dump(mode="json") for name, one in said.items()}, indent=2)
-                    await asyncio.to_thread(write_atomically, self._kept, written)
+                    await asyncio.to_thread(keep_experiment, self._kept, self._parameters.experiment, asked)
                 self._experiment = asked
                 await self._arrive(standing, anew=True)
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from luthier.artefacts import write_atomically
 from luthier.configuration import FolderParameters, Parameters
 from luthier.serving.routing import widths
 
@@ -185,6 +186,19 @@ class ServingParameters(Parameters):
     engine: EngineParameters = Field(default_factory=EngineParameters)
     """What generates."""
 
+    def only(self, version: int) -> "ServingParameters":
+        """Return the same with one version for everybody, and nothing beside it."""
+        variant = VariantParameters(name="only", version=version, weight=1.0)
+        experiment = ExperimentParameters(id=f"only-{version}", variants=(variant,))
+        return self.model_copy(
+            update={"experiment": experiment, "engine": self.engine.model_copy(update={"warm": (), "spare": False})}
+        )
+
+
+def experiment_file(folders: FolderParameters) -> Path:
+    """Return where the gateway keeps an administrator's experiment, and monitoring finds it."""
+    return Path(folders.work).parent / "serving" / "experiment.json"
+
 
 def running_experiment(kept: Path | None, configured: ExperimentParameters) -> ExperimentParameters:
     """Return the experiment that an administrator asked for, unless the parameters changed since."""
@@ -197,3 +211,9 @@ def running_experiment(kept: Path | None, configured: ExperimentParameters) -> E
     except (ValueError, KeyError, ValidationError) as error:
         logger.warning("%s is no experiment and is not used: %s", kept, error)
     return configured
+
+
+def keep_experiment(kept: Path, configured: ExperimentParameters, asked: ExperimentParameters) -> None:
+    """Write down what an administrator asked for, and the parameters from which it departs."""
+    said = {"configured": configured, "asked": asked}
+    write_atomically(kept, json.dumps({name: one.model_dump(mode="json") for name, one in said.items()}, indent=2))

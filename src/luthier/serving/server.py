@@ -42,8 +42,8 @@ class Place:
     keys: Keys
     log_uri: str
     """Database of the request log."""
-    experiment_file: Path
-    """Keeps an administrator's experiment."""
+    experiment_file: Path | None
+    """Keeps an administrator's experiment; None forgets it."""
     pii_key: str
     """Of placeholders, and of the hashes of subjects."""
 

@@ -19,22 +19,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-import requests
-import requests.auth
 
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
+from luthier.github import start
 from luthier.registry import Line, Registry
 from luthier.serving.keys import ADMIN_VARIABLE
 from luthier.serving.records.feedback import corrections
 from luthier.serving.records.labels import labelled, read_labels
+from luthier.web import ask
 
 WHO = "kedro monitor"
 """How the deployment log calls who acts here; the user and the machine stand behind it."""
 _TAKEN_BACK = ("rollback", "end experiment")
-_SECONDS = 30
 
 
 class HeldBackError(UserError):
@@ -173,28 +170,15 @@ class Actor:
             )
 
     def _dispatch(self, workflow: Mapping[str, str], token: str) -> None:
-        path = f"/repos/{workflow['repository']}/actions/workflows/{workflow['workflow']}/dispatches"
-        _post(requests.Session(), f"{workflow['api']}{path}", token, {"ref": workflow["ref"]}, "GitHub")
+        start(workflow["api"], workflow["repository"], workflow["workflow"], workflow["ref"], token)
 
     def _end_experiment(self, key: str) -> None:
-        session = requests.Session()
-        session.trust_env = False  # the key goes to the gateway, and to no proxy
-        standing = _post(session, f"{self.gateway}/admin/reload", key, None, "The gateway")["experiment"]
+        # the key goes to the gateway, and to no proxy
+        standing = ask("POST", f"{self.gateway}/admin/reload", key, "The gateway", through_proxy=False)["experiment"]
         variants = standing["variants"]
         control = next((variant for variant in variants if variant["weight"] > 0), variants[0])
         body = {"id": f"{standing['id'][:58]}-ended", "variants": [{**control, "weight": 1.0}], "shadow": standing.get("shadow")}
-        _post(session, f"{self.gateway}/admin/experiment", key, body, "The gateway")
-
-
-class _Bearer(requests.auth.AuthBase):
-    """Carries a key, whatever ~/.netrc says."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
+        ask("POST", f"{self.gateway}/admin/experiment", key, "The gateway", body, through_proxy=False)
 
 
 def _secret(variable: str, what: str) -> str:
@@ -206,15 +190,3 @@ def _secret(variable: str, what: str) -> str:
     if not os.environ.get(variable):
         raise UserError(f"{variable} is not set: {what}.")
     return os.environ[variable]
-
-
-def _post(session: requests.Session, url: str, key: str, body: Any, whom: str) -> Any:
-    try:
-        answer = session.post(url, json=body, auth=_Bearer(key), timeout=_SECONDS)
-        if answer.status_code >= 300:
-            raise UserError(f"{whom} refused ({answer.status_code}): {answer.text[:300]}")
-        return answer.json() if answer.content else None
-    except requests.exceptions.JSONDecodeError:
-        raise UserError(f"{whom} at {urlsplit(url).netloc} answers what is no JSON.") from None
-    except requests.RequestException as error:
-        raise UserError(f"{whom} does not answer at {urlsplit(url).netloc}: {type(error).__name__}") from None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import start_http_server
@@ -48,24 +49,17 @@ class Monitor:
         Raises:
             UserError: if it failed, or what was decided cannot be done.
         """
-        command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring"]
-        env = ["--env", self._actor.env] if self._actor.env else []
-        try:
-            done = subprocess.run([*command, *env], cwd=self._actor.project, check=False, timeout=LONGEST_LOOK)
-        except subprocess.TimeoutExpired:
-            raise UserError(f"The pipeline monitoring was ended: it took longer than {LONGEST_LOOK:,.0f} s.") from None
-        if done.returncode:
-            raise UserError("The pipeline monitoring failed; what it says stands above.")
+        run_monitoring(self._actor.project, self._actor.env)
         self._gauges.looked(time.time())
         self.show()
-        decided: dict[str, Any] = self._newest("monitoring_decision")
+        decided: dict[str, Any] = newest_of(self._data, "monitoring_decision")
         self._act(decided)
         return decided
 
     def show(self) -> None:
         """Show the newest findings that there are."""
-        _, evaluated = self._files("evaluation")
-        self._gauges.show(self._newest, _utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
+        _, evaluated = _files(self._data, "evaluation")
+        self._gauges.show(partial(newest_of, self._data), _utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
         self._gauges.deployments(self._registry.log.lines())
 
     def watch(
@@ -128,15 +122,38 @@ class Monitor:
         self._gauges.deployments(self._registry.log.lines())
         logger.warning("Done, line %d of the deployment log: %s.", line.number, planned)
 
-    def _newest(self, name: str) -> Any:
-        storage, files = self._files(name)
-        return json.loads(storage.cat_file(files[-1])) if files else None
 
-    def _files(self, name: str) -> tuple[Any, list[str]]:
-        """Return the versions of a JSON data set, the oldest first, and what they are stored in."""
-        path = f"{self._data}/08_reporting/{name}.json"
-        storage, place = open_storage(path if "://" in path else f"file://{path}")
-        return storage, sorted(storage.glob(f"{place}/*/*.json"))
+def run_monitoring(project: Path, env: str | None) -> None:
+    """Run the pipeline in a process of its own.
+
+    Raises:
+        UserError: if it failed, or hangs.
+    """
+    command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring", *(["--env", env] if env else [])]
+    try:
+        done = subprocess.run(command, cwd=project, check=False, timeout=LONGEST_LOOK)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"The pipeline monitoring was ended: it took longer than {LONGEST_LOOK:,.0f} s.") from None
+    if done.returncode:
+        raise UserError("The pipeline monitoring failed; what it says stands above.")
+
+
+def newest_of(data: str, name: str) -> Any:
+    """Return the newest version of a JSON data set of its reports; None if there is none.
+
+    Args:
+        data: root of the catalog's data sets.
+        name: of the data set.
+    """
+    storage, files = _files(data, name)
+    return json.loads(storage.cat_file(files[-1])) if files else None
+
+
+def _files(data: str, name: str) -> tuple[Any, list[str]]:
+    """Return the versions of a JSON data set, the oldest first, and what they are stored in."""
+    path = f"{data}/08_reporting/{name}.json"
+    storage, place = open_storage(path if "://" in path else f"file://{path}")
+    return storage, sorted(storage.glob(f"{place}/*/*.json"))
 
 
 def _utc_of(version: str) -> datetime:

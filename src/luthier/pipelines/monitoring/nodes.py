@@ -1,7 +1,6 @@
 """The steps of monitoring."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ from luthier.pipelines.monitoring import decision, drift, experiment, observe, p
 from luthier.pipelines.monitoring.changes import what_changed
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.pipelines.monitoring.subjects import subjects_of
-from luthier.serving.parameters import ServingParameters, running_experiment
+from luthier.serving.parameters import ServingParameters, experiment_file, running_experiment
 from luthier.serving.records.labels import read_labels
 from luthier.shards import Shards
 
@@ -130,7 +129,7 @@ def analyse_experiment(
 
 def _variants(serving: ServingParameters, folders: FolderParameters) -> tuple[str, dict[str, float], str, list[str]]:
     """Return the running experiment's id, the weight of each variant, the control, and the others that have a share."""
-    running = running_experiment(Path(folders.work).parent / "serving" / "experiment.json", serving.experiment)
+    running = running_experiment(experiment_file(folders), serving.experiment)
     weights = {variant.name: variant.weight for variant in running.variants}
     control, *challengers = [name for name, weight in weights.items() if weight > 0] or [running.variants[0].name]
     return running.id, weights, control, challengers
