@@ -187,6 +187,16 @@ def test_a_request_that_does_not_begin_loses_its_connection_and_no_other_one_doe
             # what came with a whole request waits until uvicorn closes what is idle
             assert time.monotonic() - began < (8 if b"\r\n\r\n" in said else 3)
             assert heard.startswith(b"HTTP/1.1 200") == (b"\r\n\r\n" in said)
+    # more of a body whose answer is given already is no request
+    for path in ("/healthz", CHAT):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 4")
+            began = time.monotonic()
+            connection.sendall(b"x")
+            while connection.recv(65536):
+                pass
+            assert time.monotonic() - began < 3
     # a body may take longer, and an answer too
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         body = json.dumps(HELLO).encode()

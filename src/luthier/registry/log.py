@@ -59,7 +59,7 @@ class Line:
     """user@machine."""
     action: str
     """`promote`, `rollback`, `repair` (aliases that disagreed with the log were set again); or what the monitor did while the
-    champion stays: `retrain`, `end experiment`."""
+    champion stays: `retrain`, `retrain failed`, `end experiment`."""
     forced: bool
     """Whether the version had no passing gate."""
     version: int

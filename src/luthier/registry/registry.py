@@ -275,7 +275,9 @@ class Registry:
                 manifest=restored.manifest,
             )
 
-    def note(self, action: Literal["retrain", "end experiment"], reason: str, guard: Guard | None = None) -> Line:
+    def note(
+        self, action: Literal["retrain", "retrain failed", "end experiment"], reason: str, guard: Guard | None = None
+    ) -> Line:
         """Write down what was done about the champion, which stays.
 
         Args:

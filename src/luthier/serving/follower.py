@@ -50,6 +50,8 @@ class Follower:
         self._serving: Experiment
         self._left: set[int] = set()
         """Versions that the last change took out of the experiment: kept ready, as people change their minds."""
+        self._asked_for: set[int] = set()
+        """Versions that are started for an administrator."""
         self._approach: asyncio.Task[None] | None = None
         self._approached: Standing | None = None
         self._warming: asyncio.Task[None] | None = None
@@ -149,11 +151,18 @@ class Follower:
         """
         async with self._one_administrator:
             with self._told():
-                standing = await self._look()
-            experiment = _dealt(asked, standing)
+                experiment = _dealt(asked, await self._look())
             self._stop_warming()
+            self._asked_for = _versions(experiment)
+            try:
+                with self._told():
+                    await self._start(experiment)
+                    # that took its time: the registry may have moved on
+                    standing = await self._look()
+                    _dealt(asked, standing)
+            finally:
+                self._asked_for = set()
             with self._told():
-                await self._start(experiment)
                 if self._kept is not None:
                     await asyncio.to_thread(keep_experiment, self._kept, self._parameters.experiment, asked)
                 self._experiment = asked
@@ -259,7 +268,7 @@ class Follower:
         self._warming = asyncio.create_task(self._warm_up(self._standing, self._serving))
 
     async def _warm_up(self, standing: Standing, experiment: Experiment) -> None:
-        keep = _versions(experiment) | (self._left & self._fleet.running().keys())
+        keep = _versions(experiment) | self._asked_for | (self._left & self._fleet.running().keys())
         for alias in self._parameters.engine.warm:
             version = standing.aliases.get(alias)
             if version is None or version in keep:
@@ -270,7 +279,7 @@ class Follower:
                 logger.warning("%s (version %d) is not kept ready: %s", alias, version, error)
             else:
                 keep.add(version)
-        self._fleet.retire(keep)
+        self._fleet.retire(keep | self._asked_for)
         self._switch(self._live(standing, experiment))
 
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import h11
 from prometheus_client import Gauge
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
@@ -22,7 +21,7 @@ HEAD_SECONDS = 10.0
 
 
 class PromptHead(H11Protocol):
-    """HTTP as uvicorn speaks it, but that a connection whose request does not begin in time is closed.
+    """HTTP as uvicorn speaks it, but that a connection without a request is closed in time, whatever it sends.
 
     Uvicorn waits without end, and there are only so many connections.
     """
@@ -35,9 +34,10 @@ class PromptHead(H11Protocol):
         self._expect()
 
     def data_received(self, data: bytes) -> None:
-        """Wait on if this was not all of a head."""
+        """Wait on if nothing is being answered: not all of a head has come, or more of a body whose answer is given already."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering:
             self._expect_no_more()
         elif self._late is None:
             self._expect()

@@ -94,9 +94,12 @@ class _Gpus:
         nvml = self._nvml
         used = GaugeMetricFamily("luthier_gpu_memory_used_bytes", "Of all processes.", labels=["gpu"])
         busy = GaugeMetricFamily("luthier_gpu_utilization_ratio", "Share of time in which it worked.", labels=["gpu"])
-        for number in range(nvml.nvmlDeviceGetCount()):
-            gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-            with contextlib.suppress(nvml.NVMLError):  # a part of a GPU (MIG) does not tell everything
+        count = 0
+        with contextlib.suppress(nvml.NVMLError):  # a driver that fails must not end all other metrics
+            count = nvml.nvmlDeviceGetCount()
+        for number in range(count):
+            with contextlib.suppress(nvml.NVMLError):  # a GPU that is lost, or a part of one (MIG), does not tell everything
+                gpu = nvml.nvmlDeviceGetHandleByIndex(number)
                 used.add_metric([str(number)], nvml.nvmlDeviceGetMemoryInfo(gpu).used)
                 busy.add_metric([str(number)], nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
         yield used

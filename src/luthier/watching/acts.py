@@ -14,11 +14,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
@@ -31,6 +32,7 @@ from luthier.web import ask
 
 WHO = "kedro monitor"
 """How the deployment log calls who acts here; the user and the machine stand behind it."""
+FAILED: Literal["retrain failed"] = "retrain failed"
 _TAKEN_BACK = ("rollback", "end experiment")
 
 
@@ -54,7 +56,9 @@ class Limits:
             now: with a time zone.
         """
         alike = _TAKEN_BACK if planned in _TAKEN_BACK else (planned,)
-        acted = [datetime.fromisoformat(line.at) for line in lines if line.who.startswith(WHO) and line.action in alike]
+        ours = [line for line in lines if line.who.startswith(WHO)]
+        failed = {before for before, line in pairwise(ours) if line.action == FAILED}
+        acted = [datetime.fromisoformat(line.at) for line in ours if line.action in alike and line not in failed]
         if acted and now - acted[-1] < self.cool_down:
             return f"the last such act was at {acted[-1].isoformat(timespec='seconds')}, less than {self.cool_down} ago"
         today = sum(now - at < timedelta(days=1) for at in acted)
@@ -115,7 +119,12 @@ class Actor:
         assert planned is not None
         guard = limits.guard(planned)
         if planned == "rollback":
-            return self.registry.rollback(reason=why, guard=guard)
+
+            def both(lines: list[Line]) -> None:
+                guard(lines)
+                _must_be_champion(decided, lines)
+
+            return self.registry.rollback(reason=why, guard=both)
         # what is missing is told before anything is written
         if planned == "end experiment":
             key = _secret(ADMIN_VARIABLE, "to end an experiment the gateway asks for its administrator's key")
@@ -125,13 +134,18 @@ class Actor:
         token = None
         if self.workflow is not None:
             token = _secret(self.workflow["token_variable"], "monitoring.act.workflow.token_variable names it")
+        guard(self.registry.log.lines())
+        self.write_rows()
         # first the line: of two monitors that wake at once, one starts a training
         line = self.registry.note("retrain", why, guard)
-        self.write_rows()
-        if self.workflow is not None and token is not None:
-            self._dispatch(self.workflow, token)
-        else:
-            self._run()
+        try:
+            if self.workflow is not None and token is not None:
+                self._dispatch(self.workflow, token)
+            else:
+                self._run()
+        except (UserError, OSError) as error:
+            self.registry.note(FAILED, str(error))  # so that the pause is none for what was not done
+            raise
         return line
 
     def _lost_is_champion(self, decided: Mapping[str, Any]) -> bool:
@@ -140,17 +154,23 @@ class Actor:
     def write_rows(self) -> Path | None:
         """Write what was corrected and labelled since the last time as a file of raw data; None if there is nothing new.
 
-        Older files stay: the request log forgets after a while, and what a model was trained on must not.
+        Older files stay: the request log forgets after a while, and what a model is trained on must not. A row that has another
+        answer now is taken out of them.
         """
-        known = {line for file in self.folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").split("\n")}
+        known = {file: _rows_in(file) for file in sorted(self.folder.glob("*.jsonl"))}
+        answers = {row["id"]: row["messages"] for rows in known.values() for row in rows}
         late = labelled(self.log_uri, read_labels(self.labels)) if self.labels else ()
-        lines = [json.dumps(row, ensure_ascii=False) for row in (*corrections(self.log_uri), *late)]
-        text = "".join(f"{line}\n" for line in lines if line not in known)
-        if not text:
+        new = [row for row in (*corrections(self.log_uri), *late) if answers.get(row["id"]) != row["messages"]]
+        if not new:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
+        text = _lines_of(new)
         file = self.folder / f"traffic-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         write_atomically(file, text)
+        replaced = {row["id"] for row in new} & answers.keys()
+        for older, rows in known.items():
+            if older != file and any(row["id"] in replaced for row in rows):
+                write_atomically(older, _lines_of([row for row in rows if row["id"] not in replaced]))
         return file
 
     def _run(self) -> None:
@@ -179,6 +199,20 @@ class Actor:
         control = next((variant for variant in variants if variant["weight"] > 0), variants[0])
         body = {"id": f"{standing['id'][:58]}-ended", "variants": [{**control, "weight": 1.0}], "shadow": standing.get("shadow")}
         ask("POST", f"{self.gateway}/admin/experiment", key, "The gateway", body, through_proxy=False)
+
+
+def _must_be_champion(decided: Mapping[str, Any], lines: list[Line]) -> None:
+    """Raise HeldBackError if somebody has put another version into production since it was decided."""
+    if lines[-1].version != decided["version"]:
+        raise HeldBackError(f"version {decided['version']} is no longer the champion")
+
+
+def _rows_in(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
 def _secret(variable: str, what: str) -> str:

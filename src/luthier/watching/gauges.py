@@ -38,7 +38,7 @@ class Gauges:
         self._low = gauge("live_quality_low", "Lower bound of its 95 % interval.", "kind", "model_version")
         self._of = gauge("live_quality_subjects", "Votes, or answers whose label came.", "kind", "model_version")
         self._fallen = gauge("live_votes_fallen", "1 if fewer of the newest votes are up than before.")
-        self._too_low = gauge("live_quality_too_low", "1 if quality is shown to be below its limit or to have fallen.")
+        self._too_low = gauge("live_quality_too_low", "1 if quality is shown to be below its limit.")
         self._outcome = gauge("experiment_decision", "1 for what the experiment says.", "variant", "decision")
         self._difference = gauge("experiment_difference", "Primary metric, challenger minus control.", "variant", "bound")
         self._subjects = gauge("experiment_subjects", "Subjects that were dealt to a variant.", "variant")

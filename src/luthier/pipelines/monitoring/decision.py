@@ -2,10 +2,11 @@
 
 The first that holds is the decision:
 
-    check       the request log or the dealing of subjects is broken: whatever rests on it is worthless
+    check       the request log is broken: whatever rests on it is worthless
     roll back   a challenger breaks a guardrail, or is worse
     retrain     requests have drifted, or answers are no longer good enough
     promote     a challenger is better, and keeps every guardrail
+    check       subjects are not dealt as planned: nothing can be said of that experiment
     keep        otherwise
 """
 
@@ -37,7 +38,7 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
     """
     why: dict[Decision, list[str]] = {name: [] for name in DECISIONS}
     subject: dict[Decision, dict[str, Any]] = {}
-    why["check"] += [f"{one['rows']} {one['check']}." for one in quality["checks"] if not one["passed"]]
+    broken = [f"{one['rows']} {one['check']}." for one in quality["checks"] if not one["passed"]]
     for found in experiments:
         outcome: Decision = {"blocked": "check", "roll back": "roll back", "promote": "promote"}.get(found["decision"], "keep")  # type: ignore[assignment]
         why[outcome].append(f"Experiment {found['experiment']}: {found['why']}")
@@ -46,12 +47,10 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
     if drift["alarm"]:
         why["retrain"].append(_drift_in_words(drift))
     why["retrain"] += quality["too_low"]
-    for decision in reversed(DECISIONS):
-        if why[decision] and decision != "keep":
-            break
-    else:
-        decision = "keep"
-        why["keep"] = why["keep"] or ["Nothing that counts has changed."]
+    why["check"] += broken
+    why["keep"] = why["keep"] or ["Nothing that counts has changed."]
+    order: tuple[Decision, ...] = ("roll back", "retrain", "promote", "check", "keep")
+    decision = "check" if broken else next(one for one in order if why[one])
     return {
         "decision": decision,
         "why": why[decision],

@@ -114,17 +114,27 @@ def analyse_experiment(
     found = []
     for challenger in challengers:
         told = experiment.decide(subjects, parameters.experiment.plan(control, challenger, weights)).as_dict()
-        served = (requests["served"] == challenger) & (requests["experiment"] == name)
-        version = requests[served.fillna(False).to_numpy(bool)]["version"].dropna()
+        served = {variant: _versions_of(requests, name, variant) for variant in (control, challenger)}
+        for variant, versions in served.items():
+            if len(versions) > 1:  # a promotion, or a new candidate, behind the name
+                why = f"{variant} was {' and then '.join(f'version {one}' for one in versions)}: give a new experiment a new id."
+                told |= {"decision": "blocked", "why": why}
         told |= {
             "experiment": name,
             "control": control,
             "challenger": challenger,
-            "version": int(version.iloc[-1]) if len(version) else None,
+            "version": served[challenger][-1] if served[challenger] else None,
         }
         logger.info("Experiment %s, %s against %s: %s. %s", name, challenger, control, told["decision"], told["why"])
         found.append(told)
     return found
+
+
+def _versions_of(requests: pd.DataFrame, experiment: str, variant: str) -> list[int]:
+    """Return the versions that answered as a variant, in the order in which they came."""
+    answered = (requests["served"] == variant) & (requests["experiment"] == experiment) & requests["version"].notna()
+    versions = requests[answered.fillna(False).to_numpy(bool) & requests["shadow_of"].isna().to_numpy()]["version"]
+    return [int(version) for version in versions.unique()]
 
 
 def _variants(serving: ServingParameters, folders: FolderParameters) -> tuple[str, dict[str, float], str, list[str]]:

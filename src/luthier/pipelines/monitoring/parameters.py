@@ -62,7 +62,8 @@ class QualityParameters(Parameters):
     labels: str | None = None
     """Right answers: a file or URI of JSON lines `{"request": ID, "answer": ...}`; null if there are none."""
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    """Chance that quality is said to be too low, or lower than before, though it is not."""
+    """Chance that quality is ever said to be too low though it is not, and that a window of votes is said to be lower than those
+    before; two of three windows make it a fall."""
     least_rating: float | None = Field(default=None, ge=0, le=1)
     """Share of votes up below which the model is to be trained again; null sets no limit."""
     least_accuracy: float | None = Field(default=None, ge=0, le=1)

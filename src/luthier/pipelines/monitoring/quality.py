@@ -1,7 +1,7 @@
 """Are the answers still good? What users say of them, and right answers that come later.
 
-Both are shares, so their intervals are Wilson's (1927), and what is said to be too low is shown by an exact binomial test: too
-few votes show nothing, however bad they are. Of several votes of one subject the first counts, and nobody counts twice.
+Both are shares, so their intervals are Wilson's (1927), and what is said to be too low is shown by a test that holds at every
+look (`sequential`): too few votes show nothing, however bad they are. Of several votes of one subject the first counts, and nobody counts twice.
 """
 
 import json
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, binomtest, fisher_exact
+from scipy.stats import binomtest, fisher_exact
 
+from luthier.pipelines.monitoring.sequential import p_below
 from luthier.pipelines.monitoring.subjects import OURS
 from luthier.serving.records.labels import is_right
 from luthier.text.pii import PLACEHOLDER
@@ -48,35 +49,44 @@ class Share:
 
 
 def too_low(share: Share, least: float | None, alpha: float) -> bool:
-    """Tell whether it is shown that the true share lies below a limit."""
-    return least is not None and share.of > 0 and float(binom.cdf(share.good, share.of, least)) <= alpha
+    """Tell whether it is shown that the true share lies below a limit, however often one has looked."""
+    if least is None or not share.of or least <= 0:
+        return False
+    return p_below(share.good, share.of, min(least, 1 - 1e-9)) <= alpha
 
 
 def fallen(votes: "pd.Series[bool]", window: int, fall: float, alpha: float) -> dict[str, Any] | None:
-    """Compare the newest votes with those before, by Fisher's exact test.
+    """Compare each of the newest windows of votes with all votes before it, by Fisher's exact test.
+
+    Windows follow each other from the first vote on, so a look between two of them tests nothing anew; it has fallen if two of
+    the last three windows say so, the newest among them.
 
     Args:
         votes: whether each is up, the oldest first.
-        window: how many are new.
+        window: votes of one.
         fall: the smallest difference that counts.
-        alpha: chance to say that it has fallen though it has not.
+        alpha: chance that a window is said to be lower though it is not.
 
     Returns:
-        both shares, p and whether it has fallen; None while there are fewer than two windows.
+        both shares and p of the newest window, and whether it has fallen; None while there are fewer than two windows.
     """
-    if len(votes) < 2 * window:
+    whole = len(votes) // window
+    if whole < 2:
         return None
-    before, now = votes.iloc[:-window], votes.iloc[-window:]
+    found = [
+        _lower(votes.iloc[: n * window], votes.iloc[n * window : (n + 1) * window], fall, alpha)
+        for n in range(max(1, whole - 3), whole)
+    ]
+    lower = [one.pop("lower") for one in found]
+    return {**found[-1], "fallen": bool(lower[-1] and sum(lower) >= 2)}
+
+
+def _lower(before: "pd.Series[bool]", now: "pd.Series[bool]", fall: float, alpha: float) -> dict[str, Any]:
     table = [[int(now.sum()), int((~now).sum())], [int(before.sum()), int((~before).sum())]]
     p = float(fisher_exact(table, alternative="less").pvalue)
     shares = [Share.counted(good, good + bad) for good, bad in table]
     drop = before.mean() - now.mean()
-    return {
-        "now": shares[0].as_dict(),
-        "before": shares[1].as_dict(),
-        "p": p,
-        "fallen": bool(p <= alpha and drop >= fall),
-    }
+    return {"now": shares[0].as_dict(), "before": shares[1].as_dict(), "p": p, "lower": bool(p <= alpha and drop >= fall)}
 
 
 def first_votes(votes: pd.DataFrame, name: str) -> pd.DataFrame:

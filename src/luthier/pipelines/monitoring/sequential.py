@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_ndtr
+from scipy.special import betainc, betaln, log_ndtr, xlog1py, xlogy
 
 Floats = NDArray[np.float64]
 FEWEST = 100
@@ -63,6 +63,22 @@ def _difference(ours: Arm, other: Arm) -> tuple[Floats, Floats]:
         information = 1 / (terms[0] + terms[1])
     enough = (np.minimum(*sizes) >= FEWEST) & (together > 0)
     return np.asarray(ours.mean, np.float64) - np.asarray(other.mean, np.float64), np.where(enough, information, 0.0)
+
+
+def p_below(good: int, of: int, limit: float) -> float:
+    """Return the always-valid p-value of "the true share is at least `limit`".
+
+    Each smaller share has a likelihood ratio against the limit that is a supermartingale wherever the truth is at least that; the
+    mixture is over all of them alike, and has a closed form, the incomplete beta function (Robbins 1970).
+
+    Args:
+        good: how many are.
+        of: of how many.
+        limit: between 0 and 1.
+    """
+    bad = of - good
+    mixture = betaln(good + 1, bad + 1) + np.log(betainc(good + 1, bad + 1, limit)) - np.log(limit)
+    return float(min(1.0, np.exp(xlogy(good, limit) + xlog1py(bad, -limit) - mixture)))
 
 
 def p_above(ours: Arm, other: Arm, limit: ArrayLike, scale: float) -> Floats:

@@ -38,9 +38,17 @@ class Mirror:
         self._sending: threading.Thread | None = None
 
     def bring(self) -> None:
-        """Fetch the newest whole checkpoint, with the metrics up to it, unless there is one as new here."""
+        """Fetch the newest whole checkpoint, with the metrics up to it, unless there is one as new here.
+
+        Raises:
+            UserError: if the storage cannot be read: to train anew what is half done there is a decision for a person.
+        """
         here = [path.name for path in (self._folder / "checkpoints").glob("step-*") if is_complete(path)]
-        for name in sorted(self._names(), reverse=True):
+        try:
+            there = self._names()
+        except Exception as error:
+            raise UserError(f"{self._path}: the storage of the checkpoints cannot be read: {error}") from error
+        for name in sorted(there, reverse=True):
             if name <= max(here, default=""):
                 return
             try:
@@ -72,7 +80,7 @@ class Mirror:
         try:
             if self._storage.exists(self._path):
                 self._storage.rm(self._path, recursive=True)
-        except OSError as error:
+        except Exception as error:  # the model is finished
             logger.warning("Checkpoints in %s are not needed any more, but cannot be deleted: %s", self._path, error)
 
     def _send(self) -> None:
@@ -80,7 +88,8 @@ class Mirror:
             there = self._names()
             here = sorted(path.name for path in (self._folder / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name))
             for name in here[-1:]:
-                if name in there or not is_complete(self._folder / "checkpoints" / name):
+                is_there = name in there and self._storage.exists(f"{self._path}/{name}/{MANIFEST}")
+                if is_there or not is_complete(self._folder / "checkpoints" / name):
                     continue
                 with suppress(FileNotFoundError):  # none was written yet
                     self._storage.put_file(str(self._folder / METRICS), f"{self._path}/{METRICS}")

@@ -126,8 +126,8 @@ class Supervised:
         self._settings, self._processes = settings, processes or Processes(spare=False)
         self._on_restart = on_restart
         self._last_token: float | None = None
-        self._cached: int | None = None
         """`time.monotonic()` of the worker's last token, as it says."""
+        self._cached: int | None = None
         self._closed = False
         self._silence, self._total = silence_seconds, total_seconds
         self._process: asyncio.subprocess.Process | None = None
