@@ -1,7 +1,8 @@
 """Are the answers still good? What users say of them, and right answers that come later.
 
 Both are shares, so their intervals are Wilson's (1927), and what is said to be too low is shown by a test that holds at every
-look (`sequential`): too few votes show nothing, however bad they are. Of several votes of one subject the first counts, and nobody counts twice.
+look (`sequential`): too few votes show nothing, however bad they are. Of several votes of one subject the first counts, and
+nobody counts twice.
 """
 
 import json
