@@ -250,6 +250,27 @@ def test_an_experiment_of_an_administrator_survives_a_restart_until_the_paramete
     run(scenario)
 
 
+def test_an_experiment_that_takes_its_time_undoes_no_rollback_and_is_not_cut_off_by_one(home):
+    home.scripts[3].before = 1.0  # its engine takes a second to answer
+    asked = ExperimentParameters(id="slow", variants=variants(("champion", "champion", 0.5), ("challenger", 3, 0.5)))
+
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        elsewhere.promote(2)
+        async with following(home, engine={"warm": ()}) as watched:
+            asking = asyncio.create_task(watched.follower.set_experiment(asked))
+            await asyncio.sleep(0.3)
+            elsewhere.rollback(reason="a test")
+            await asking
+            assert watched.table.experiment.id == "slow"
+            champions = [live.table.experiment.control.version for live in watched.lives]
+            assert champions == sorted(champions, reverse=True)  # 2, then 1, and never 2 again
+            assert watched.champion == 1
+
+    run(scenario)
+
+
 def test_without_a_champion_there_is_nothing_to_serve(home):
     async def scenario():
         async with following(home):

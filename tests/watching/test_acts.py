@@ -88,6 +88,44 @@ def test_retraining_starts_a_run_with_new_corrections_and_the_champion_stays(act
     assert actor.registry.rollback().version == 1
 
 
+def test_a_training_that_did_not_start_pauses_nothing(actor, server, monkeypatch, tmp_path):
+    url, _ = server
+    limits = Limits(timedelta(hours=1), 1)
+    (tmp_path / "labels.jsonl").write_text("nonsense")
+    with pytest.raises(UserError, match="has bad lines"):
+        changed(actor, labels=str(tmp_path / "labels.jsonl")).act(RETRAIN, limits)
+    assert [line.action for line in actor.registry.log.lines()] == ["promote", "promote"]
+    monkeypatch.setenv("A_TOKEN", "ghp_0123")
+    workflow = {"repository": "team/models", "workflow": "train.yml", "ref": "main", "token_variable": "A_TOKEN"}
+    with pytest.raises(UserError, match="GitHub"):
+        changed(actor, workflow={**workflow, "api": "http://127.0.0.1:9"}).act(RETRAIN, limits)
+    assert [line.action for line in actor.registry.log.lines()][2:] == ["retrain", "retrain failed"]
+    assert changed(actor, workflow={**workflow, "api": url}).act(RETRAIN, limits).action == "retrain"
+    with pytest.raises(HeldBackError):
+        changed(actor, workflow={**workflow, "api": url}).act(RETRAIN, limits)
+
+
+def test_a_version_that_somebody_put_there_meanwhile_is_not_taken_back(actor, monkeypatch):
+    decided = rollback_of(3)
+    monkeypatch.setattr(Actor, "plan", lambda self, _: "rollback")  # it was the champion a moment ago
+    Registry("luthier", actor.registry.tracking_uri, who="ada@desk").rollback()
+    with pytest.raises(HeldBackError, match="version 3 is no longer the champion"):
+        actor.act(decided, FREE)
+    assert actor.registry.standing().aliases["champion"] == 1
+
+
+def test_a_correction_that_was_corrected_is_learnt_once(actor):
+    correct(actor, "r000000", "wrong, sent by mistake")
+    actor.write_rows()
+    correct(actor, "r000000", "right")
+    actor.write_rows()
+    with RequestLog(actor.log_uri) as log:
+        FeedbackStore(log).vote(FeedbackRequest(request_id="r000000", name="helpful", correction="right", rating="down"))
+    assert actor.write_rows() is None
+    rows = [json.loads(line) for file in actor.folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert [row["messages"][-1]["content"] for row in rows] == ["right"]
+
+
 class _Requests(BaseHTTPRequestHandler):
     seen: list = []
 

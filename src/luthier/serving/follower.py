@@ -151,7 +151,8 @@ class Follower:
         """
         async with self._one_administrator:
             with self._told():
-                experiment = _dealt(asked, await self._look())
+                standing = await self._look()
+            experiment = _dealt(asked, standing)
             self._stop_warming()
             self._asked_for = _versions(experiment)
             try:

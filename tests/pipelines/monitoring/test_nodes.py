@@ -4,14 +4,16 @@ import json
 import random
 from datetime import timedelta
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
-from luthier.pipelines.monitoring import nodes, observe
+from luthier.pipelines.monitoring import nodes, observe, quality
 from luthier.pipelines.monitoring.decision import DECISIONS
 from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.serving.parameters import ServingParameters
@@ -118,11 +120,11 @@ def test_votes_below_the_limit_ask_for_a_retraining(tmp_path, ups, parameters, e
 
 def test_a_fall_of_the_votes_is_seen(tmp_path):
     uri = logged_messages(tmp_path, [message(text) for text in MESSAGES[:200]])
-    vote(uri, [(number, "up" if number < 150 and number % 10 else "down") for number in range(200)])
+    vote(uri, [(number, "up" if number < 100 and number % 10 else "down") for number in range(200)])
     found = watched(tmp_path, uri)
     assert found["live"]["fallen"]["fallen"]
     assert found["decided"]["decision"] == "retrain"
-    assert "Of the newest votes on version 1, 0% are up; 90% were before." in found["decided"]["why"][0]
+    assert "Of the newest votes on version 1, 0% are up; 60% were before." in found["decided"]["why"][0]
 
 
 def test_late_labels_are_joined_and_judged_as_json_or_text(tmp_path):
@@ -212,6 +214,26 @@ def test_variants_that_changed_under_their_id_are_told_with_what_to_do(tmp_path)
     uri = logged_messages(tmp_path, [arm("champion"), message("x", experiment="e", assigned="second", served="second")])
     with pytest.raises(UserError, match="variant 'second', which it no longer has.*an id of its own"):
         watched(tmp_path, uri, serving=TWO_ARMS)
+
+
+def test_a_variant_that_was_several_versions_proves_nothing(tmp_path):
+    rows = [arm("champion", n) for n in range(3)] + [arm("challenger", n) for n in range(3)]
+    newer = message("x", experiment="e", assigned="challenger", served="challenger", version=7)
+    found = watched(tmp_path, logged_messages(tmp_path, [*rows, newer]), serving=TWO_ARMS)
+    assert found["experiments"][0]["decision"] == "blocked"
+    assert "challenger was version 2 and then version 7: give a new experiment a new id." in found["decided"]["why"][0]
+    assert found["decided"]["decision"] == "check"
+
+
+def test_a_fall_is_seldom_seen_where_there_is_none_however_often_one_looks():
+    chance, false = np.random.default_rng(0), 0
+    for _ in range(200):
+        votes = pd.Series(chance.random(1_500) < 0.7)
+        looks = [quality.fallen(votes.iloc[:n], 100, 0.1, 0.01) for n in range(10, 1_500, 10)]
+        false += any(look is not None and look["fallen"] for look in looks)
+    assert binomtest(false, 200, 0.02, alternative="greater").pvalue > 0.001
+    fell = pd.Series(np.concatenate([chance.random(400) < 0.8, chance.random(200) < 0.4]))
+    assert quality.fallen(fell, 100, 0.1, 0.01)["fallen"]
 
 
 def test_without_texts_nothing_is_taken_for_drift(tmp_path):

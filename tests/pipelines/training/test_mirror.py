@@ -13,6 +13,7 @@ import pytest
 from storage import ENVIRONMENT, s3_server
 
 from luthier.artefacts import MANIFEST, staged, verify
+from luthier.errors import UserError
 from luthier.pipelines.training import launch
 from luthier.pipelines.training.mirror import Mirror
 from tests.pipelines.training import jobs
@@ -107,6 +108,29 @@ def test_what_is_here_is_not_fetched_and_the_newest_two_are_kept(tmp_path, bucke
     storage.pipe_file("bucket/checkpoints/job/step-00000009/weights.safetensors", b"damaged")
     mirror.bring()
     assert (folder / "checkpoints" / "step-00000009" / "weights.safetensors").read_text() == "9"
+
+
+def test_a_copy_that_broke_off_is_completed(tmp_path, bucket):
+    storage, uri = bucket
+    folder = tmp_path / "job"
+    with staged(folder / "checkpoints" / "step-00000003", step=3) as staging:
+        (staging / "weights.safetensors").write_text("3")
+    storage.pipe_file("bucket/checkpoints/job/step-00000003/weights.safetensors", b"ha")
+    Mirror(folder, uri).finish()
+    assert copies(storage, folder) == ["step-00000003"]
+    shutil.rmtree(folder / "checkpoints")
+    Mirror(folder, uri).bring()
+    assert (folder / "checkpoints" / "step-00000003" / "weights.safetensors").read_text() == "3"
+
+
+def test_a_storage_that_does_not_answer_is_told_at_the_start_and_forgiven_at_the_end(tmp_path, monkeypatch, caplog):
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).items():
+        monkeypatch.setenv(name, value)
+    mirror = Mirror(tmp_path / "job", "s3://bucket/checkpoints")
+    with pytest.raises(UserError, match="the storage of the checkpoints cannot be read"):
+        mirror.bring()
+    mirror.clear()
+    assert "cannot be deleted" in caplog.text
 
 
 def test_a_storage_that_is_away_ends_no_training(home, tmp_path, bucket, caplog):
