@@ -227,11 +227,13 @@ def test_a_variant_that_was_several_versions_proves_nothing(tmp_path):
 
 def test_a_fall_is_seldom_seen_where_there_is_none_however_often_one_looks():
     chance, false = np.random.default_rng(0), 0
-    for _ in range(200):
+    for _ in range(60):
         votes = pd.Series(chance.random(1_500) < 0.7)
-        looks = [quality.fallen(votes.iloc[:n], 100, 0.1, 0.01) for n in range(10, 1_500, 10)]
+        looks = [quality.fallen(votes.iloc[:n], 100, 0.1, 0.01) for n in range(200, 1_501, 100)]
         false += any(look is not None and look["fallen"] for look in looks)
-    assert binomtest(false, 200, 0.02, alternative="greater").pvalue > 0.001
+    assert binomtest(false, 60, 0.02, alternative="greater").pvalue > 0.001
+    # a look between two windows tests nothing anew
+    assert [quality.fallen(votes.iloc[:n], 100, 0.1, 0.01) for n in (910, 999)] == [looks[7]] * 2
     fell = pd.Series(np.concatenate([chance.random(400) < 0.8, chance.random(200) < 0.4]))
     assert quality.fallen(fell, 100, 0.1, 0.01)["fallen"]
 
