@@ -67,12 +67,12 @@ def _answer(client: httpx.Client, model: str, version: int, end: float) -> dict[
             served = answer.headers.get("x-luthier-version")
             if answer.status_code == 200 and served == str(version):
                 return dict(answer.json())
-            said = (
-                f"version {served} answers" if answer.status_code == 200 else f"status {answer.status_code}: {answer.text[:300]}"
-            )
+            good = answer.status_code == 200
+            said = f"version {served} answers" if good else f"status {answer.status_code}: {answer.text[:300]}"
+            hopeless = answer.status_code in (401, 403)  # a wrong key does not get better
         except httpx.HTTPError as error:
-            said = type(error).__name__
-        if time.monotonic() > end:
+            said, hopeless = type(error).__name__, False
+        if hopeless or time.monotonic() > end:
             raise UserError(f"The gateway at {client.base_url} does not answer {model} as version {version}; {said}.")
         time.sleep(0.5)
 

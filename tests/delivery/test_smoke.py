@@ -102,7 +102,7 @@ def test_users_get_a_share_until_it_is_over(home):
         with pytest.raises(UserError, match="does not answer luthier as version 2; version 1 answers"):
             check_gateway(url, KEY, "luthier", 2, 0, good.append)
         with pytest.raises(UserError, match="status 401"):
-            check_gateway(url, "sk-a-wrong-key-of-nobody", "luthier", 1, 0, good.append)
+            check_gateway(url, "sk-a-wrong-key-of-nobody", "luthier", 1, 600, good.append)
 
         experiment = plan(3, 0.5, datetime.now(UTC))
         with share_of(url, ADMIN, experiment, kept.append):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import ROOT, require
-from workflows import WORKFLOWS, evaluate, load
+from commands import ROOT, environment, require
+from github_server import TOKEN, github
+from workflows import WORKFLOWS, Runner, evaluate, load
 
 from luthier.cli import cli
 
@@ -201,3 +202,51 @@ def test_the_changelog_names_what_came_since_the_version_before(tmp_path):
     refused = changelog("v0.11.0")
     assert refused.returncode == 1
     assert "v0.10.0 would" in refused.stderr
+
+
+def test_a_gate_that_does_not_pass_is_told_and_proposes_nothing(copied, tmp_path):
+    (copied / ".venv").symlink_to(sys.prefix)
+    with github() as server:
+        server.pulls = {"abc": [5]}
+        facts = {
+            "ref": "refs/heads/main",
+            "ref_name": "main",
+            "sha": "abc",
+            "repository": server.repository,
+            "api_url": server.url,
+        }
+        runner = Runner(
+            copied,
+            tmp_path / "runner",
+            environment() | {"PYTHONPATH": str(ROOT / "src")},
+            facts | {"token": TOKEN},
+            variables={"": {"KEDRO_CONF": "test"}, "training": {"MLFLOW_TRACKING_URI": f"sqlite:///{copied / 'mlflow.db'}"}},
+            secrets={},
+            without=frozenset({"Install", "Data, training, evaluation, registration"}),
+        )
+        done = runner.run_job("train.yml", "train")
+        assert done.outcomes()["What does the gate say?"] == "failure"
+        assert done.outcomes()["Tell the pull request"] == "success", done.log()
+        assert done.outcomes()["Reports"] == "success"
+        assert done.outcomes()["Propose it"] == "skipped"
+        assert done.outputs == {}
+        (comment,) = server.comments[5].values()
+        assert comment.split("\n", 1)[1].strip() == done.summary.strip()
+        assert "### Gate: " in comment
+        assert server.dispatched == []
+        # where the registry would be lost with the runner, nothing is begun
+        runner.variables = {"": {"KEDRO_CONF": "test"}}
+        done = runner.run_job("train.yml", "train")
+        assert done.outcomes()["Is there a registry to work with?"] == "failure"
+        assert "docs/ci-cd.md" in done.log()
+        assert done.outcomes()["Data, training, evaluation, registration"] == "skipped"
+
+
+def test_what_training_keeps_is_what_it_finds_again():
+    steps = {step.get("name"): step for step in load("train.yml")["jobs"]["train"]["steps"]}
+    restored, saved = steps["Checkpoints of a run that was cut off"]["with"], steps["Keep the checkpoints"]["with"]
+    assert (restored["path"], restored["key"]) == (saved["path"], saved["key"])
+    assert all(saved["key"].startswith(key) for key in restored["restore-keys"].splitlines())
+    assert steps["Keep the checkpoints"]["if"] == "${{ always() }}"
+    work = yaml.safe_load((ROOT / "conf/base/parameters.yml").read_text())["folders"]["work"]
+    assert restored["path"].removeprefix("${{ env.LUTHIER_WORK }}") == work.removeprefix("${globals:work}")

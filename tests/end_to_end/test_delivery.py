@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from commands import command, environment, require
+from commands import ROOT, command, environment, require
 from github_server import GitHub, github
 from observed import free_port, until
 from workflows import Done, Runner, checkout, load
@@ -50,13 +50,13 @@ def process(line: list[str], folder: Path, variables: dict[str, str], log: Path)
         started.wait(60)
 
 
-def project_in(workspace: Path) -> dict[str, str]:
-    """Give the checkout a model that learns its task in seconds; return files of traffic."""
+def project_in(workspace: Path) -> str:
+    """Give the checkout a model that learns its task in seconds; return a file of traffic."""
     fill = words()[:150]
     (workspace / "conf/test/parameters.yml").write_text(PARAMETERS.replace("epochs: 5", "epochs: 2"))
     (workspace / "conf/test/parameters_monitoring.yml").write_text(MONITORING)
     write(workspace / "data/01_raw/messages.jsonl", 1500, FIRST, fill, 1)
-    return {"usual": write(workspace.parent / "usual.jsonl", 3000, FIRST, fill, 2)}
+    return write(workspace.parent / "usual.jsonl", 3000, FIRST, fill, 2)
 
 
 @pytest.mark.slow
@@ -131,16 +131,16 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
         )
         return answer.headers["x-luthier-version"], answer.json()["choices"][0]["message"]["content"]
 
-    def deploy(server: GitHub, name: str, share: str = "0.1", hours: str = "5") -> Done:
+    def staging(server: GitHub, name: str, share: str = "0.1", hours: str = "5") -> tuple[dict[str, str], Done]:
         workflow, body = server.dispatched[-1]
         assert workflow == "deploy.yml"
         inputs = body["inputs"] | {"share": share, "hours": hours}
-        staging = runner(server, "main", f"{name}-staging").run_job("deploy.yml", "staging", inputs)
-        show(staging)
-        assert "data/01_raw/messages.jsonl" in staging.summary  # what its reviewers see
+        done = runner(server, "main", f"{name}-staging").run_job("deploy.yml", "staging", inputs)
+        show(done)
+        assert "data/01_raw/messages.jsonl" in done.summary  # what its reviewers see
         assert load("deploy.yml")["jobs"]["production"]["environment"]["name"] == "production"
         tell("      approved")
-        return runner(server, "main", f"{name}-production").run_job("deploy.yml", "production", inputs, staging=staging)
+        return inputs, done
 
     # a machine of its own: its folder of work is not the runner's. It starts again until there is something to serve
     gateway = [*command("serve", "--env", "test", "--port", str(port))]
@@ -158,7 +158,8 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
         show(trained)
         assert trained.outputs == {} or trained.outputs["version"] == "1"
         tell("deploy: nothing is in production yet")
-        first = deploy(server, "deploy-1")
+        inputs, tried = staging(server, "deploy-1")
+        first = runner(server, "main", "deploy-1").run_job("deploy.yml", "production", inputs, staging=tried)
         show(first)
         assert "nothing to compare it with" in first.log()
         assert first.outcomes()["Take it back"] == "skipped"
@@ -169,7 +170,7 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
         parameters.write_text(parameters.read_text().replace("epochs: 2", "epochs: 5"))
         git(workspace, "commit", "-qam", "Five passes")
         tell("ci on the pull request, of the tests a few")
-        some = {"PYTEST_ADDOPTS": "tests/test_stats.py -k power_that_is_stated"}
+        some = {"PYTEST_ADDOPTS": "tests/test_stats.py -k power_that_is_stated", "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
         checks = runner(server, "longer", "ci")
         checks.environ = bare | some | {"PATH": f"{_as_root(tmp_path)}:{bare['PATH']}"}
         show(checks.run_job("ci.yml", "test"))
@@ -191,10 +192,11 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
             tell(f"      {line}")
 
         tell("deploy: half of the users try it")
-        simulate = command("simulate", traffic["usual"], "--count", "3000", "--rate", "15", "--votes", "1", "--env", "test")
+        inputs, tried = staging(server, "deploy-2", share="0.5", hours="0.1")
+        simulate = command("simulate", traffic, "--count", "3000", "--rate", "20", "--votes", "1", "--env", "test")
         simulate += ["--up", "right=0.95", "--up", "wrong=0.05", "--url", address]
         with process(simulate, workspace, bare | keys, tmp_path / "simulate.log"):
-            second = deploy(server, "deploy-2", share="0.5", hours="0.1")
+            second = runner(server, "main", "deploy-2").run_job("deploy.yml", "production", inputs, staging=tried)
         show(second)
         told = [
             line for step in second.steps for line in step.log.splitlines() if re.match(r"(Promote|Roll back|Version \d)", line)
@@ -207,6 +209,15 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
         tell("rollback, by hand")
         back = runner(server, "main", "rollback").run_job("rollback.yml", "rollback", {"reason": "answers are too long"})
         show(back)
+        assert answers("the invoice")[0] == "1"
+
+        tell("deploy again, and production does not answer: its key is wrong")
+        wrong = runner(server, "main", "deploy-3")
+        wrong.secrets = {"production": {"LUTHIER_API_KEYS": "ci:sk-of-somebody-else"}}
+        third = wrong.run_job("deploy.yml", "production", inputs | {"hours": "0"}, staging=tried)
+        show(third, good=False)
+        assert third.outcomes()["Some of the users try it"] == "skipped"
+        assert third.outcomes()["Take it back"] == "success"
         assert answers("the invoice")[0] == "1"
         log = subprocess.run(
             command("models", "--log", "--env", "test"),
