@@ -107,7 +107,7 @@ def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(fi
         while kills < KILLS:
             process, end = run(project, variables), time.monotonic() + 300
             # at a random moment of a random step; the first ones more often, as they come again and again
-            moment = lines_of(project) + min(chance.randint(1, 40), chance.randint(1, 40))
+            moment = lines_of(project) + min(chance.randint(1, 40) for _ in range(3))
             while process.poll() is None and lines_of(project) < moment:
                 assert time.monotonic() < end, (project / "run.log").read_text()[-5000:]
                 time.sleep(0.05)

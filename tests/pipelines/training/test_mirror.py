@@ -126,11 +126,13 @@ def test_a_copy_that_broke_off_is_completed(tmp_path, bucket):
 def test_a_storage_that_does_not_answer_is_told_at_the_start_and_forgiven_at_the_end(tmp_path, monkeypatch, caplog):
     for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).items():
         monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of other tests speak to their servers
     mirror = Mirror(tmp_path / "job", "s3://bucket/checkpoints")
     with pytest.raises(UserError, match="the storage of the checkpoints cannot be read"):
         mirror.bring()
     mirror.clear()
     assert "cannot be deleted" in caplog.text
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def test_a_storage_that_is_away_ends_no_training(home, tmp_path, bucket, caplog):
