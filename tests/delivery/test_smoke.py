@@ -85,6 +85,7 @@ def test_what_cannot_be_tried_is_told_at_once(home, told, monkeypatch):
     assert told("canary", "2", "--share", "1.5")[0] == 2
 
 
+@pytest.mark.slow
 def test_users_get_a_share_until_it_is_over(home):
     """One gateway, as it costs seconds: what runs is asked; a share is dealt, and ends whatever happens."""
     home.registry().promote(1)

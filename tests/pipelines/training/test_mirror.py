@@ -64,6 +64,7 @@ def copies(storage, job: Path) -> list[str]:
     return sorted(path.split("/")[-2] for path in storage.glob(f"bucket/checkpoints/{job.name}/step-*/{MANIFEST}"))
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_where_the_first_was_taken_away(home, whole, tmp_path, bucket, caplog):
     storage, uri = bucket
     folder = tmp_path / "first" / whole.name
@@ -124,7 +125,7 @@ def test_a_copy_that_broke_off_is_completed(tmp_path, bucket):
 
 
 def test_a_storage_that_does_not_answer_is_told_at_the_start_and_forgiven_at_the_end(tmp_path, monkeypatch, caplog):
-    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).items():
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}).items():
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of other tests speak to their servers
     mirror = Mirror(tmp_path / "job", "s3://bucket/checkpoints")
