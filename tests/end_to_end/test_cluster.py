@@ -43,10 +43,14 @@ def model_of(storage, root: str) -> tuple[str, dict]:
     return found["sha256"], found["files"]
 
 
+def manifests(storage, root: str) -> list[str]:
+    return storage.glob(f"{root}/*/*/*/*/{MANIFEST}")
+
+
 def broken(storage, root: str) -> list[str]:
     """Return the artefacts that a reader would take for whole though they are not."""
     wrong = []
-    for manifest in storage.glob(f"{root}/*/*/*/*/{MANIFEST}"):
+    for manifest in manifests(storage, root):
         folder = manifest.rpartition("/")[0]
         said = json.loads(storage.cat_file(manifest))
         for name, entry in said["files"].items():
@@ -126,6 +130,7 @@ def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(fi
         assert last.wait(600) == 0, (project / "run.log").read_text()[-5000:]
         print(f"{kills} kills, {sum(faults.seen.values())} faults: {dict(faults.seen)}")
         assert sum(faults.seen.values()) >= FAULTS_A_KILL * KILLS
+        assert len(manifests(storage, "bucket/luthier")) > 10  # what is looked through is there
         assert broken(storage, "bucket/luthier") == []
         assert model_of(storage, "bucket/luthier") == expected
         assert [folder.name for folder in (project / "data").iterdir()] == ["01_raw"]

@@ -161,13 +161,12 @@ class Follower:
                     # that took its time: the registry may have moved on
                     standing = await self._look()
                     _dealt(asked, standing)
+                    if self._kept is not None:
+                        await asyncio.to_thread(keep_experiment, self._kept, self._parameters.experiment, asked)
+                    self._experiment = asked
+                    await self._arrive(standing, anew=True)
             finally:
                 self._asked_for = set()
-            with self._told():
-                if self._kept is not None:
-                    await asyncio.to_thread(keep_experiment, self._kept, self._parameters.experiment, asked)
-                self._experiment = asked
-                await self._arrive(standing, anew=True)
 
     async def close(self) -> None:
         """Start no more engines."""

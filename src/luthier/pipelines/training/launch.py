@@ -119,10 +119,11 @@ def run_worker(
 ) -> None:
     """Run the worker processes of a job to their end, calling `on_metrics` for every line that they write.
 
-    When this process is interrupted, or dies, the worker saves a checkpoint and leaves.
+    When this process is interrupted, or dies, the worker saves a checkpoint and leaves. With a mirror, it begins with the newest
+    copy if there is one, and each checkpoint is copied.
 
     Raises:
-        UserError: if the worker failed, with its reason, or was stopped.
+        UserError: if the worker failed, with its reason, or was stopped; or the storage of the copies cannot be read.
         KeyboardInterrupt: after the worker has saved, if this process was interrupted.
     """
     for told in ("error.json", "stopped.json"):

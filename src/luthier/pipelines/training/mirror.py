@@ -87,19 +87,18 @@ class Mirror:
         try:
             there = self._names()
             here = sorted(path.name for path in (self._folder / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name))
-            for name in here[-1:]:
-                is_there = name in there and self._storage.exists(f"{self._path}/{name}/{MANIFEST}")
-                if is_there or not is_complete(self._folder / "checkpoints" / name):
-                    continue
-                with suppress(FileNotFoundError):  # none was written yet
-                    self._storage.put_file(str(self._folder / METRICS), f"{self._path}/{METRICS}")
-                # links: while it is sent, the worker may write two more and delete it
-                with TemporaryDirectory(dir=self._folder, prefix=".sending-") as held:
-                    copy_tree(self._folder / "checkpoints" / name, Path(held))
-                    link(self._folder / "checkpoints" / name / MANIFEST, Path(held, MANIFEST))
-                    put(Path(held), self._storage, f"{self._path}/{name}")
-                for old in sorted({*there, name})[:-_KEPT]:
-                    self._storage.rm(f"{self._path}/{old}", recursive=True)
+            if not here or self._storage.exists(f"{self._path}/{here[-1]}/{MANIFEST}"):
+                return
+            name, newest = here[-1], self._folder / "checkpoints" / here[-1]
+            with suppress(FileNotFoundError):  # none was written yet
+                self._storage.put_file(str(self._folder / METRICS), f"{self._path}/{METRICS}")
+            # links: while it is sent, the worker may write two more and delete it
+            with TemporaryDirectory(dir=self._folder, prefix=".sending-") as held:
+                copy_tree(newest, Path(held))
+                link(newest / MANIFEST, Path(held, MANIFEST))
+                put(Path(held), self._storage, f"{self._path}/{name}")
+            for old in sorted({*there, name})[:-_KEPT]:
+                self._storage.rm(f"{self._path}/{old}", recursive=True)
         except Exception as error:  # a storage that is away ends no training
             logger.warning("The newest checkpoint is not copied to %s: %s", self._path, error)
 
