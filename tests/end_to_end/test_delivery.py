@@ -176,7 +176,8 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
         show(checks.run_job("ci.yml", "test"))
         site = checks.run_job("ci.yml", "site")
         show(site)
-        assert (workspace / "build/site/docs/ci-cd.html").exists()
+        assert (workspace / "build/site/ci-cd.html").exists()
+        assert (workspace / "build/site/viz/index.html").exists()
         git(workspace, "switch", "-q", "main")
         git(workspace, "merge", "-q", "--no-ff", "-m", "Merge: five passes", "longer")
         server.pulls[git(workspace, "rev-parse", "HEAD")] = [12]
