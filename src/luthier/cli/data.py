@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,15 +87,10 @@ def _drift(old: "Shards", new: "Shards", added: set[str]) -> dict[str, Any] | No
     from luthier.pipelines.monitoring.observe import messages_of
     from luthier.pipelines.monitoring.parameters import MonitoringParameters
 
-    most = MonitoringParameters().drift.reference_rows
-
-    def frame(rows: "Iterator[dict[str, Any]]") -> Any:
-        some = [row for row, _ in zip(rows, range(most), strict=False)]
-        return messages_of(some).assign(label=[row["label"] for row in some])
-
-    columns = ["id", "messages", "meta", "label"]
+    columns, most = ["id", "messages", "meta", "label"], MonitoringParameters().drift.reference_rows
     came = (row for row in new.iter_rows(columns) if row["id"] in added)
-    return compare(Reference.of(frame(old.iter_rows(columns))), frame(came), Rule(fewest=FEWEST_ADDED)).as_dict()
+    before, now = (messages_of(islice(rows, most)) for rows in (old.iter_rows(columns), came))
+    return compare(Reference.of(before), now, Rule(fewest=FEWEST_ADDED)).as_dict()
 
 
 def _told(drift: dict[str, Any] | None, added: int) -> str:

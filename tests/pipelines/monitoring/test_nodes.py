@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from luthier.configuration import FolderParameters
+from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
 from luthier.pipelines.monitoring import nodes, observe, quality
 from luthier.pipelines.monitoring.decision import DECISIONS
@@ -24,6 +24,7 @@ from luthier.serving.records.logged import read_requests
 from tests.pipelines.monitoring.test_drift import own_messages
 from tests.serving.logs import NOON, logged, uri_of
 
+DATA = DataParameters(path="messages.jsonl", user="{{ text }}", assistant="{{ right | json }}", label="{{ right.topic }}")
 PARAMETERS = MonitoringParameters(drift={"window": 100, "draws": 799}, quality={"window": 50})
 OTHER = [
     "my e-bike battery dies after ten kilometres",
@@ -65,8 +66,9 @@ def watched(folder, uri, parameters=PARAMETERS, serving=None):
     """Run all steps and return what they found."""
     requests, votes = read_requests(uri), read_feedback(uri)
     folders = FolderParameters(root=str(folder), base_models="", shards="", work=str(folder / "work"))
-    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows)
-    reference = pd.DataFrame({"text": MESSAGES[600:], "characters": [len(text) for text in MESSAGES[600:]]})
+    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows, DATA)
+    known = {"text": MESSAGES[600:], "characters": [len(text) for text in MESSAGES[600:]], "label": ["order", "refund"] * 300}
+    reference = pd.DataFrame(known)
     drift = nodes.measure_drift(seen, reference, parameters)
     live = nodes.measure_quality(requests, votes, serving or ServingParameters(), parameters, folders)
     experiments = nodes.analyse_experiment(requests, votes, serving or ServingParameters(), parameters, folders)
@@ -95,13 +97,34 @@ def test_quiet_traffic_is_left_alone(tmp_path):
 
 def test_drift_asks_for_a_retraining_and_says_what_is_new(tmp_path):
     texts = [*MESSAGES[:100], *(OTHER * 34)[:100], *(OTHER * 34)[:100]]
-    found = watched(tmp_path, logged_messages(tmp_path, [message(text) for text in texts]))
+    answers = ['{"topic":"order"}'] * 290 + ["{}", "I can not say", *['{"topic":"refund"}'] * 8]
+    requests = [message(text, answer=answer) for text, answer in zip(texts, answers, strict=True)]
+    found = watched(tmp_path, logged_messages(tmp_path, requests))
     assert [window["drifted"] for window in found["drift"]["windows"]] == [False, True, True]
     assert found["decided"]["decision"] == "retrain"
     assert "two" not in found["decided"]["why"][0]
     assert "2 of the last three windows" in found["decided"]["why"][0]
     assert {"bike", "battery", "brake", "scooter", "bicycle"} & {word["word"] for word in found["drift"]["what_changed"]["more"]}
     assert "my e-bike battery dies" in found["page"]
+    shares = {share["name"]: (share["window"], share["reference"]) for share in found["drift"]["what_changed"]["labels"]}
+    assert shares == {"order": (0.9, 0.5), "refund": (0.08, 0.5), "": (0.02, 0.0)}
+    assert "label of the answer" in found["page"]
+
+
+@pytest.mark.parametrize(
+    ("data", "answer", "label"),
+    [
+        ({"user": "{{ q }}", "assistant": "{{ a | json }}", "label": "{{ a.topic }}"}, '{"topic":"order"}', "order"),
+        ({"user": "{{ q }}", "assistant": "{{ a | json }}", "label": "{{ a.topic }}"}, '{"topic":7}', ""),
+        ({"user": "{{ q }}", "assistant": "{{ a }}", "label": "{{ a }}"}, " order ", "order"),
+        ({"user": "{{ q }}", "assistant": "{{ a }}", "label": "{{ q[:1] }}"}, "order", None),  # no function of the answer
+        ({"user": "{{ q }}", "assistant": "{{ a }}"}, "order", None),
+        ({}, "order", "order"),
+        ({}, None, None),
+    ],
+)
+def test_the_label_of_an_answer_is_what_the_datas_template_makes_of_it(data, answer, label):
+    assert observe.label_of(answer, DataParameters(path="messages.jsonl", **data)) == label
 
 
 @pytest.mark.parametrize(
@@ -265,7 +288,7 @@ def test_an_empty_log_is_no_mistake(tmp_path):
 @given(first=st.integers(0, 400), more=st.integers(0, 200), subjects=st.integers(1, 500))
 def test_windows_stay_what_they_were_while_messages_come_in(first, more, subjects):
     rows = frame(first + more, subjects)
-    before, after = observe.observe(rows.iloc[:first], 50, 30), observe.observe(rows, 50, 30)
+    before, after = (observe.observe(some, 50, 30, DATA) for some in (rows.iloc[:first], rows))
     whole = before[before["window"] >= 0]
     assert [after[name].head(len(whole)).tolist() for name in ("request", "window")] == [
         whole[name].tolist() for name in ("request", "window")
@@ -279,7 +302,7 @@ def test_windows_stay_what_they_were_while_messages_come_in(first, more, subject
 @given(size=st.integers(0, 600), most=st.integers(3, 8))
 def test_only_the_newest_windows_are_looked_at_and_they_are_the_same_ones(size, most):
     rows = frame(size, 600)
-    every, newest = observe.observe(rows, 50, 1_000), observe.observe(rows, 50, most)
+    every, newest = (observe.observe(rows, 50, windows, DATA) for windows in (1_000, most))
     pd.testing.assert_frame_equal(every.tail(len(newest)).reset_index(drop=True), newest)
     assert newest.loc[newest["window"] >= 0, "window"].nunique() == min(most, every.loc[every["window"] >= 0, "window"].nunique())
 
@@ -299,6 +322,7 @@ def frame(size, subjects):
             "prompt_characters": pd.array([6] * size, "Int64"),
             "pii": pd.array(["{}"] * size, "string"),
             "language": pd.array([None] * size, "string"),
+            "answer": pd.array(["{}"] * size, "string"),
         }
     )
 

@@ -143,7 +143,7 @@ def _quantiles(reference: pd.DataFrame, window: pd.DataFrame) -> dict[str, tuple
 
 
 def _shares(reference: pd.DataFrame, window: pd.DataFrame, column: str, most: int) -> tuple[Share, ...]:
-    if column not in window or column not in reference or not len(window) or not len(reference):
+    if any(column not in rows or not rows[column].notna().any() for rows in (reference, window)):
         return ()
     now, before = (rows[column].fillna("").value_counts(normalize=True).to_dict() for rows in (window, reference))
     shares = [Share(str(name), now.get(name, 0.0), before.get(name, 0.0)) for name in now.keys() | before.keys()]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from luthier.configuration import FolderParameters
+from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
 from luthier.pipelines.monitoring import decision, drift, experiment, observe, plots, quality, report
 from luthier.pipelines.monitoring.changes import what_changed
@@ -19,18 +19,21 @@ logger = logging.getLogger(__name__)
 
 
 def observe_requests(
-    requests: pd.DataFrame, split_records: Shards, parameters: MonitoringParameters
+    requests: pd.DataFrame, split_records: Shards, data: DataParameters, parameters: MonitoringParameters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut the requests into windows, and lay the training messages beside them."""
-    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows)
+    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows, data)
     windows, waiting = seen.loc[seen["window"] >= 0, "window"].nunique(), int((seen["window"] == -1).sum())
     logger.info("%s messages observed: %d windows, %d messages of the next", f"{len(seen):,}", windows, waiting)
     return seen, observe.reference_of(split_records, parameters.drift.reference_rows)
 
 
 def measure_drift(observed: pd.DataFrame, reference: pd.DataFrame, parameters: MonitoringParameters) -> dict[str, Any]:
-    """Compare each window with the training messages, and say what has changed in the newest that drifted."""
-    known, rule = drift.Reference.of(reference), parameters.drift.rule()
+    """Compare each window with the training messages, and say what has changed in the newest that drifted.
+
+    Labels are shown and not tested: a window has those of the model's answers, which differ from the right ones by its errors.
+    """
+    known, rule = drift.Reference.of(reference.drop(columns="label", errors="ignore")), parameters.drift.rule()
     windows, changed = [], None
     for number, rows in observed[observed["window"] >= 0].groupby("window", sort=True):
         found = drift.compare(known, rows, rule)

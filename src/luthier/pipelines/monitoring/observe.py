@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from luthier.configuration import DataParameters
 from luthier.records import user_text
 from luthier.shards import Shards
 from luthier.text.pii import PLACEHOLDER
+from luthier.text.prepare import RowError, columns_of_template, render, strict_json
 
 WEEKS = 4
-COLUMNS = ("request", "at", "version", "served", "subject", "text", "characters", "pii", "language", "window")
+COLUMNS = ("request", "at", "version", "served", "subject", "text", "characters", "pii", "language", "label", "window")
 
 
-def observe(requests: pd.DataFrame, size: int, most: int) -> pd.DataFrame:
+def observe(requests: pd.DataFrame, size: int, most: int, data: DataParameters) -> pd.DataFrame:
     """Return the messages that windows are made of.
 
     A window is `size` messages after each other. The first one begins with the first message after a Monday, four weeks before
@@ -30,6 +32,7 @@ def observe(requests: pd.DataFrame, size: int, most: int) -> pd.DataFrame:
         requests: from `luthier.serving.records.logged.read_requests`, the oldest first.
         size: of a window.
         most: windows; messages of older ones are left out, as each look takes its time for each.
+        data: that the model was made from: it says what the label of an answer is.
 
     Returns:
         `COLUMNS`, the oldest first; `window` counts from 0 (that of the first message), and is -1 for the newest messages, which
@@ -51,6 +54,7 @@ def observe(requests: pd.DataFrame, size: int, most: int) -> pd.DataFrame:
             **{name: rows[name] for name in ("request", "at", "version", "served", "subject")},
             **_features(texts),
             "language": rows["language"].to_numpy(object),
+            "label": pd.array([label_of(answer, data) for answer in rows["answer"]], dtype="string"),
             "window": np.where(number < whole, number, -1),
         }
     )
@@ -58,23 +62,50 @@ def observe(requests: pd.DataFrame, size: int, most: int) -> pd.DataFrame:
 
 
 def reference_of(records: Shards, most: int) -> pd.DataFrame:
-    """Return training messages to compare with: `text`, `characters`, `pii`, `language`.
+    """Return training messages to compare with: `text`, `characters`, `pii`, `language`, `label`.
 
     Args:
         records: that the model was trained and judged on.
         most: rows; of more, the first ones in the order of their keys, which are hashes.
     """
-    return messages_of(islice(records.iter_rows(["messages", "meta"]), most))
+    return messages_of(islice(records.iter_rows(["messages", "meta", "label"]), most))
 
 
 def messages_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return what is compared of records with `messages` and `meta`: `text`, `characters`, `pii`, `language`."""
+    """Return what is compared of records that have `messages`, `meta` and `label`: `reference_of` names it."""
     texts: list[str | None] = []
     languages: list[str | None] = []
+    labels: list[str | None] = []
     for row in records:
         texts.append(user_text(row["messages"]))
         languages.append(json.loads(row["meta"]).get("language"))
-    return pd.DataFrame({**_features(texts), "language": languages})
+        labels.append(row["label"])
+    return pd.DataFrame({**_features(texts), "language": languages, "label": pd.array(labels, dtype="string")})
+
+
+def label_of(answer: Any, data: DataParameters) -> str | None:
+    """Return an answer's label, as the data's template makes it of a right answer.
+
+    The answer stands for the one column that `data.assistant` reads. Without templates a labelled text's answer is its label.
+
+    Returns:
+        None if there is no answer, or if the label is no function of it; empty if the answer has none.
+    """
+    if not isinstance(answer, str):
+        return None
+    if data.label is None or data.assistant is None:
+        return answer.strip() if data.label is None and data.assistant is None else None
+    read = columns_of_template(data.assistant)
+    if len(read) != 1 or columns_of_template(data.label) != read:
+        return None
+    try:
+        value = strict_json(answer)
+    except ValueError:
+        value = answer
+    try:
+        return render(data.label, dict.fromkeys(read, value)).strip()
+    except RowError:
+        return ""
 
 
 def _features(texts: list[str | None]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 func=nodes.observe_requests,
-                inputs=["requests", "split_records", settings],
+                inputs=["requests", "split_records", "params:data", settings],
                 outputs=["observed_messages", "reference_messages"],
                 name="observe_requests",
             ),
