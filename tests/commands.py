@@ -35,10 +35,16 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "kedro", *arguments]
 
 
-def kedro_in(folder: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
-    """Run a kedro command in a folder and return what it printed."""
+def kedro_in(folder: Path, *arguments: str, timeout: float = 900, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a kedro command in a folder, with variables of the environment, and return what it printed."""
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        command(*arguments),
+        cwd=folder,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.lineage import UNKNOWN, FolderInput, FolderSource, commit, environment, flatten, local_changes
+from luthier.errors import UserError
+from luthier.lineage import UNKNOWN, FolderInput, FolderSource, commit, continued, environment, flatten, local_changes, run_facts
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 
 NESTED = st.recursive(
@@ -109,3 +110,28 @@ def test_a_folder_is_an_mlflow_input_with_its_digest(tmp_path):
     assert entry.to_dict()["name"] == "examples"
     source = FolderSource.from_dict(entry.source.to_dict())
     assert source.load() == str(tmp_path)
+
+
+def facts(pipeline, parameters=None, **params):
+    """Return what one command records."""
+    return run_facts({"pipeline_names": [pipeline], "env": "test", **params}, parameters or {"seed": 0})
+
+
+def test_commands_that_share_a_run_are_one_run_of_their_pipelines():
+    both = continued(facts("training"), facts("data_processing"))
+    assert both == facts("data_processing") | {"pipelines": ["data_processing", "training"]}
+    assert continued(facts("training"), both) == both  # tried again
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (facts("training", {"seed": 1}), "seed was 0 and is 1"),
+        (facts("training", {"seed": 0, "epochs": 2}), "epochs was None and is 2"),
+        (facts("training", env="cluster"), "begun with --env test"),
+        (facts("training", node_names=["plan"]), "select no nodes"),
+    ],
+)
+def test_what_could_not_be_done_again_as_one_is_refused(second, told):
+    with pytest.raises(UserError, match=told):
+        continued(second, facts("data_processing"))

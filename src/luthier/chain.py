@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.lineage import RUN_FACTS, SOURCES, VERSION_TAG
+from luthier.lineage import RUN_FACTS, SESSION, SOURCES, VERSION_TAG, made_in, sessions_of
 
 DATA, MADE = "luthier.data.", "luthier.made."
 
@@ -20,7 +20,8 @@ class Run:
     id: str
     started: int
     """Milliseconds since 1970."""
-    session: str
+    sessions: list[str]
+    """Versions of what it made: of each `kedro run` in it."""
     commit: str
     dirty: bool
     facts: dict[str, Any]
@@ -43,7 +44,7 @@ class Run:
         """Return the chain as JSON."""
         own = {
             "run": self.id,
-            "session": self.session,
+            "sessions": self.sessions,
             "commit": self.commit,
             "dirty": self.dirty,
             "pipelines": self.facts.get("pipelines") or ["__default__"],
@@ -82,25 +83,25 @@ def find_run(run_id: str, client: Any) -> Any:
         raise UserError(
             f"{'No run' if not found else 'More than one run'} begins with {run_id!r}. The last ones: {known or 'none'}."
         )
-    if "luthier.session" not in found[0].data.tags:
-        raise UserError(f"Run {run_id} was not recorded by Luthier: it has no tag luthier.session.")
+    if not sessions_of(found[0].data.tags):
+        raise UserError(f"Run {run_id} was not recorded by Luthier: it has no tag {SESSION}.")
     return found[0]
 
 
 def _traced(run: Any, client: Any, seen: set[str]) -> Run:
     tags = run.data.tags
     read = {name.removeprefix(DATA): value for name, value in tags.items() if name.startswith(DATA)}
-    session = tags["luthier.session"]
-    versions = {value.split()[0] for value in read.values()} - {session} - seen
-    seen |= versions | {session}
+    sessions = sessions_of(tags)
+    versions = {value.split()[0] for value in read.values()} - set(sessions) - seen
+    seen |= versions | set(sessions)
     earlier = []
     for version in sorted(versions):
-        makers = client.search_runs([run.info.experiment_id], f"tags.`luthier.session` = '{version}'", max_results=1)
+        makers = client.search_runs([run.info.experiment_id], made_in(version), max_results=1)
         earlier += [_traced(maker, client, seen) for maker in makers]
     return Run(
         id=run.info.run_id,
         started=run.info.start_time,
-        session=session,
+        sessions=sessions,
         commit=tags.get("luthier.git_commit", "unknown"),
         dirty=tags.get("luthier.git_dirty") == "True",
         facts=read_artefact(run.info.run_id, RUN_FACTS, client) or {},
@@ -138,7 +139,7 @@ def as_tree(run: Run, title: str) -> Any:
 def _grow(tree: Any, run: Run) -> None:
     dirty = ", with local changes" if run.dirty else ""
     pipelines = ", ".join(run.facts.get("pipelines") or ["all pipelines"])
-    branch = tree.add(f"run [bold]{run.id[:8]}[/] of {pipelines}, {run.session}, commit {run.commit[:12]}{dirty}")
+    branch = tree.add(f"run [bold]{run.id[:8]}[/] of {pipelines}, {', '.join(run.sessions)}, commit {run.commit[:12]}{dirty}")
     for name in SHOWN:
         value = run.made.get(name) or run.read.get(name)
         if value:
@@ -179,5 +180,6 @@ def _html_of(run: Run) -> str:
         for entry in run.sources
     ]
     lines += [f"<li>{_html_of(earlier)}</li>" for earlier in run.earlier]
-    head = f"run <code>{run.id}</code> of {html.escape(pipelines)}, {run.session}, commit <code>{run.commit}</code>{dirty}"
+    sessions = ", ".join(run.sessions)
+    head = f"run <code>{run.id}</code> of {html.escape(pipelines)}, {sessions}, commit <code>{run.commit}</code>{dirty}"
     return f"<details open><summary>{head}</summary><ul>{''.join(lines)}</ul></details>"

@@ -66,6 +66,14 @@ def _made_by(maker: str | None, dataset: Any) -> str:
     return f"written by `{written_by}`" if written_by else "no pipeline makes it"
 
 
+def _resolved(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return all parameters with their defaults: Kedro resolves the blocks that the nodes of a run ask for, and no others."""
+    from luthier.pipeline_registry import PARAMETERS
+
+    known = {name: block for name, block in parameters.items() if name in PARAMETERS and isinstance(block, dict)}
+    return parameters | {name: PARAMETERS[name].model_validate(block) for name, block in known.items()}
+
+
 class LineageHooks:
     """Records in MLflow what a run stood on: commit, local changes, parameters, and the exact versions of its data."""
 
@@ -87,29 +95,46 @@ class LineageHooks:
         import mlflow
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        from luthier.lineage import RUN_FACTS, commit, environment, flatten, local_changes, run_facts
+        from luthier.chain import read_artefact
+        from luthier.lineage import (
+            RUN_FACTS,
+            SESSION,
+            commit,
+            continued,
+            environment,
+            flatten,
+            local_changes,
+            run_facts,
+            sessions_of,
+        )
 
         self._recorded, self._catalog = set(), catalog
-        if not mlflow.active_run():
+        run = mlflow.active_run()
+        if not run:
             return
+        parameters = _resolved(catalog.load("parameters") if "parameters" in catalog else {})
+        facts = run_facts(run_params, parameters)
+        before = sessions_of(run.data.tags)
+        if before and (earlier := read_artefact(run.info.run_id, RUN_FACTS, mlflow.MlflowClient())):
+            facts = continued(facts, earlier)
+            mlflow.set_tag("mlflow.runName", ", ".join(facts["pipelines"]))
         changes = local_changes(self._root)
         mlflow.set_tags(
             {
                 "luthier.git_commit": commit(self._root),
                 "luthier.git_dirty": str(bool(changes)),
-                "luthier.session": str(run_params["run_id"]),  # the version of every data set that this run makes
+                SESSION: " ".join([*before, str(run_params["run_id"])]),
                 **environment(run_params),
             }
         )
         if changes:
             mlflow.log_text(changes, "lineage/local_changes.diff")
-        values = {name: catalog.load(name) for name in ("parameters",) if name in catalog}
-        flat = flatten(values.get("parameters", {}))
+        flat = flatten(parameters)
         mlflow.log_params({key: str(value)[:500] for key, value in flat.items()})
         # not enable_system_metrics_logging: kedro-mlflow opens the run anew for each node, with a new monitor each time
         self._monitor = SystemMetricsMonitor(mlflow.active_run().info.run_id, sampling_interval=5)
         self._monitor.start()
-        mlflow.log_dict(run_facts(run_params, values.get("parameters", {})), RUN_FACTS)
+        mlflow.log_dict(facts, RUN_FACTS)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self) -> None:

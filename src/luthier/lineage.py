@@ -10,8 +10,11 @@ from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source import DatasetSource
 
 from luthier.artefacts import hash_of
+from luthier.errors import UserError
 
 UNKNOWN = "unknown"
+SESSION = "luthier.session"
+"""Tag of a run: the version of every data set that it makes; of several `kedro run` in one MLflow run, all of them in order."""
 RUN_FACTS = "lineage/run.json"
 """Artefact of a run: what to run again, with which parameters."""
 VERSION_TAG = "luthier.version."
@@ -72,6 +75,38 @@ def run_facts(run_params: Mapping[str, Any], parameters: Any) -> dict[str, Any]:
         "selected": _plain(selected),
         "parameters": _plain(parameters),
     }
+
+
+def continued(facts: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a `kedro run` together with those of the ones before it in the same MLflow run.
+
+    Args:
+        facts: from `run_facts`.
+        earlier: the same of those before.
+
+    Raises:
+        UserError: if they cannot be done again as one: other parameters, another environment, or single nodes.
+    """
+    if facts["selected"] or earlier["selected"]:
+        raise UserError("A run that several `kedro run` share (MLFLOW_RUN_ID) has whole pipelines: select no nodes.")
+    if facts["env"] != earlier["env"]:
+        raise UserError(f"The run in MLFLOW_RUN_ID was begun with --env {earlier['env'] or 'local'}: go on with the same.")
+    now, before = flatten(facts["parameters"]), flatten(earlier["parameters"])
+    changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+    if changed:
+        told = "\n  ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
+        raise UserError(f"The run in MLFLOW_RUN_ID was begun with other parameters; begin another one.\n  {told}")
+    return facts | {"pipelines": list(dict.fromkeys([*earlier["pipelines"], *facts["pipelines"]]))}
+
+
+def sessions_of(tags: Mapping[str, str]) -> list[str]:
+    """Return the versions under which a run made data sets, the oldest first; none if it is no run of ours."""
+    return tags.get(SESSION, "").split()
+
+
+def made_in(session: str) -> str:
+    """Return MLflow's filter for the runs that made data sets under a version."""
+    return f"tags.`{SESSION}` LIKE '%{session}%'"
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,10 @@ PARAMETERS: dict[str, type[BaseModel]] = {
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return each room, and those that make a model together, in the order in which they run."""
+    """Return each room, and those that make a model together, in the order in which they run.
+
+    Nodes carry the name of their room as a tag: Kedro-Viz filters by it, and orchestrators group by it.
+    """
     rooms = {
         "data_processing": data_processing.create_pipeline(),
         "training": training.create_pipeline(),
@@ -41,4 +44,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "deployment": deployment.create_pipeline(),
     }
     beside = {"inference": inference.create_pipeline(), "monitoring": monitoring.create_pipeline()}
-    return {**rooms, **beside, "__default__": sum(rooms.values(), Pipeline([]))}
+    tagged = {name: Pipeline(room, tags=name) for name, room in (rooms | beside).items()}
+    return {**tagged, "__default__": sum((tagged[name] for name in rooms), Pipeline([]))}

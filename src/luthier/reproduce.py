@@ -136,7 +136,7 @@ def _take_inputs(run: Run, root: Path, data: str, folder: Path) -> None:
     missing = []
     for name, value in run.read.items():
         version = value.split()[0]
-        if version == run.session:
+        if version in run.sessions:
             continue
         path = str(catalog[name]["filepath"]).removeprefix("${globals:data}/")
         original = f"{source.rstrip('/')}/{path}/{version}"

@@ -22,7 +22,7 @@ from luthier.settings import CONFIG_LOADER_ARGS
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 sys.path.insert(0, str(ROOT / "scripts"))
-KEDROS_OWN = {"viz", "jupyter", "mlflow", "catalog", "--help"}
+KEDROS_OWN = {"airflow", "viz", "jupyter", "mlflow", "catalog", "--help"}
 BASE = OmegaConfigLoader(str(ROOT / "conf"), env="base", **CONFIG_LOADER_ARGS)["parameters"]
 every_document = pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
 

@@ -85,14 +85,24 @@ def test_a_run_done_again_gives_the_same_bytes(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_asked_the_champion_asks_the_same_version_again(copied, tmp_path):
-    forced = ["promote", "--env", "test", "--force", "--reason", "a test"]
-    for command in (forced, ["run", "--env", "test", "--params", "seed=1"], forced):
-        done = kedro_in(copied, *command)
+    def kedro(*arguments, **variables):
+        done = kedro_in(copied, *arguments, "--env", "test", **variables)
         assert done.returncode == 0, output(done)
+        return done.stdout.strip()
+
+    kedro("promote", "--force", "--reason", "a test")
+    shared = {"MLFLOW_RUN_ID": kedro("begin", "--by", "a scheduler")}  # one run, as an orchestrator makes it
+    rooms = ["data_processing", "training", "evaluation", "deployment"]
+    for room in rooms:
+        kedro("run", "--pipeline", room, "--params", "seed=1", **shared)
+    kedro("promote", "--force", "--reason", "a test")
     client = client_of(copied)
-    before = trace(runs_of(client)[0].info.run_id, client)
+    before = trace(shared["MLFLOW_RUN_ID"], client)
+    assert (before.facts["pipelines"], len(set(before.sessions)), before.earlier) == (rooms, 4, [])
     assert before.versions == {"evaluation.champion": 1}  # since then it is 2
     uri = f"sqlite:///{copied / 'mlflow.db'}"
     after = trace(reproduce(before, copied, str(copied / "data"), tmp_path, uri), client_of(tmp_path))
     assert after.versions == before.versions
+    other = kedro_in(copied, "run", "--env", "test", "--pipeline", "training", **shared)
+    assert (other.returncode, "seed was 1 and is 0" in output(other)) == (1, True)
     assert [found.name for found in compare(before, after) if not found.same] == []

@@ -14,7 +14,25 @@ import click
 from luthier.cli.common import Command, cli, configuration, env_option, open_registry, parameters_of, project_root
 from luthier.errors import UserError
 
+BEGUN_BY = "luthier.begun_by"
+"""Tag of a run that several `kedro run` share: who began it."""
 url_option = click.option("--url", help="The gateway; by default monitoring.act.gateway, or serving.host and serving.port.")
+
+
+@cli.command(cls=Command)
+@click.option("--by", metavar="TEXT", help="Who begins it, such as the orchestrator's own run; kept as a tag.")
+@env_option
+def begin(by: str | None, env: str | None) -> None:
+    """Begin an MLflow run that several `kedro run` share, each of which finds it in MLFLOW_RUN_ID; print its id."""
+    import mlflow
+    from kedro.framework.session import KedroSession
+
+    configuration(env)
+    with KedroSession.create(project_path=project_root(), env=env) as session:
+        context: Any = session.load_context()  # kedro-mlflow makes the experiment, and lays its settings beside the context
+        experiment = context.mlflow.tracking.experiment._experiment.experiment_id
+    begun = mlflow.MlflowClient().create_run(experiment, tags={BEGUN_BY: by} if by else None)
+    click.echo(begun.info.run_id)
 
 
 @cli.command(cls=Command)

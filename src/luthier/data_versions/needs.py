@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.chain import DATA, MADE
 from luthier.errors import UserError
+from luthier.lineage import sessions_of
 
 if TYPE_CHECKING:
     from luthier.registry import Version
@@ -39,7 +40,7 @@ def needed_by_models(
     by_id = {run.info.run_id: run for run in runs}
     by_session: dict[str, list[Any]] = {}
     for run in runs:
-        if session := run.data.tags.get("luthier.session"):
+        for session in sessions_of(run.data.tags):
             by_session.setdefault(session, []).append(run)
     if lost := [str(version.number) for version in versions if version.run not in by_id]:
         raise UserError(
@@ -50,12 +51,12 @@ def needed_by_models(
     for version in sorted(versions, key=lambda one: bool(one.aliases), reverse=True):
         who = f"{', '.join(version.aliases)} (version {version.number})" if version.aliases else f"version {version.number}"
         for run in _chain(by_id[version.run], by_session):
-            own = run.data.tags.get("luthier.session")
-            everything = [(name, own) for name in names] if version.aliases else []
+            own = sessions_of(run.data.tags)
+            everything = [(name, session) for session in own for name in names] if version.aliases else []
             if earlier := split_of(run.data.params.get(PREVIOUS, "")):
                 found.setdefault(earlier, who)
             for name, session in [*everything, *_read_and_made(run)]:
-                if version.aliases or name in crossing or session != own:
+                if version.aliases or name in crossing or session not in own:
                     found.setdefault((name, session), who)
     return found
 
@@ -71,10 +72,10 @@ def needed_by_runs_under_way(runs: Sequence[Any], names: Collection[str]) -> Nee
     found: Needed = {}
     for run in runs:
         since = time.time() - run.info.start_time / 1000
-        session = run.data.tags.get("luthier.session")
-        if run.info.status != "RUNNING" or since > DAYS_UNDER_WAY * 86_400 or session is None:
+        if run.info.status != "RUNNING" or since > DAYS_UNDER_WAY * 86_400:
             continue
-        found |= dict.fromkeys([*_read_and_made(run), *((name, session) for name in names)], "a run under way")
+        whatever = [(name, session) for session in sessions_of(run.data.tags) for name in names]
+        found |= dict.fromkeys([*_read_and_made(run), *whatever], "a run under way")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from luthier.chain import DATA, MADE
 from luthier.data_versions.store import DataSet
 from luthier.errors import UserError
-from luthier.lineage import RUN_FACTS
+from luthier.lineage import RUN_FACTS, SESSION, made_in
 
 RESTORED = "luthier.restored"
 """Tag of a run that brought a version back: which."""
@@ -81,14 +81,14 @@ def record(client: Any, experiment: str, version: str, new: str, names: Sequence
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return
-    makers = client.search_runs([found.experiment_id], f"tags.`luthier.session` = '{version}'", max_results=1)
+    makers = client.search_runs([found.experiment_id], made_in(version), max_results=1)
     said = makers[0].data.tags if makers else {}
     values = {name: said.get(f"{MADE}{name}", version) for name in names}
     run = client.create_run(
         found.experiment_id,
         run_name=f"restore {version}",
         tags={
-            "luthier.session": new,
+            SESSION: new,
             RESTORED: version,
             **facts,
             **{f"{DATA}{name}": value for name, value in values.items()},
