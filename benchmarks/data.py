@@ -2,9 +2,11 @@
 
 `make bench PART=data` takes 200,000 rows, or as many as DATA_RECORDS says, and 20,000 (DATA_PEER_RECORDS) against peers,
 which run in environments of their own under .bench/. `make bench PART=data-memory` compares the peak memory of the chain
-over two sizes: 100,000 and 1,000,000 rows, or what DATA_MEMORY_RECORDS says (`20000,200000`).
+over two sizes: 100,000 and 1,000,000 rows, or what DATA_MEMORY_RECORDS says (`20000,200000`). `make bench PART=data-scaling`
+compares one worker with two, over 40,000 rows (DATA_SCALING_RECORDS).
 
-Times are CPU seconds of a process and all that it started, so that a busy machine and the number of cores change little.
+Times are CPU seconds of a process and all that it started, so that a busy machine and the number of cores change little; those of
+scaling are by the clock.
 """
 
 import json
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORDS = int(os.environ.get("DATA_RECORDS", 200_000))
 PEER_RECORDS = min(RECORDS, int(os.environ.get("DATA_PEER_RECORDS", 20_000)))
 MEMORY_RECORDS = tuple(map(int, os.environ.get("DATA_MEMORY_RECORDS", "100000,1000000").split(",")))
+SCALING_RECORDS = int(os.environ.get("DATA_SCALING_RECORDS", 40_000))
 REPEATS = 3
 MODEL = "packaged:smollm2-135m-instruct"
 NEAR_THRESHOLD = 0.7
@@ -89,7 +92,8 @@ def run_chain(project: Path) -> None:
         values.update(zip(node.outputs, made if len(node.outputs) > 1 else (made,), strict=True))
         steps.append({"name": node.name, "began": began, "cpu": cpu() - before})
     tables = {name: str(value.folder) for name, value in values.items() if isinstance(value, Shards)}
-    facts = {"steps": steps, "cpu": cpu(), "tables": tables, "report": values["data_report"]}
+    seconds = time.time() - steps[0]["began"]
+    facts = {"steps": steps, "cpu": cpu(), "seconds": seconds, "tables": tables, "report": values["data_report"]}
     (project / "chain.json").write_text(json.dumps(facts))
 
 
@@ -139,6 +143,26 @@ def whole_chain(folder: Path) -> list[dict[str, Any]]:
         rows = [row(f"whole chain, {size}", facts["bytes"] / 1e6 / done["cpu"], "MB/s a core, at least", goal=1.0)]
         rows += [row(f"  {step['name']}", step["cpu"], "CPU seconds") for step in done["steps"] if step["cpu"] >= 0.01]
         return rows + quality(folder, {name: Path(table) for name, table in done["tables"].items()})
+
+
+def scaling() -> list[dict[str, Any]]:
+    """Compare one worker with two, which take turns: processes of this machine, and tasks of Ray; its start counts."""
+    folder = corpus(SCALING_RECORDS)
+    facts = json.loads((folder / "facts.json").read_text())
+    rows = []
+    for backend in ("process", "ray"):
+        took: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(REPEATS):
+            for workers, seconds in took.items():
+                settings = {"backend": backend, "workers": workers, "rows_per_shard": max(1, SCALING_RECORDS // 16)}
+                with chain({"path": str(folder / "corpus.jsonl")}, executor=settings) as done:
+                    seconds.append(done["seconds"])
+        ratios = sorted(one / two for one, two in zip(took[1], took[2], strict=True))
+        ratio = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+        one, two = (facts["bytes"] / 1e6 / statistics.median(took[workers]) for workers in (1, 2))
+        what = f"whole chain, {facts['records']:,} rows, {backend}: two workers; peer: one"
+        rows.append(row(what, two, "MB/s", peer=one, ratio=ratio))
+    return rows
 
 
 # What was planted, and what became of it.

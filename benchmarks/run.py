@@ -19,7 +19,18 @@ from rich.table import Table
 from luthier.artefacts import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("training", "banking77", "data", "data-memory", "generation", "gate", "serving", "monitoring", "monitoring-evidently")
+PARTS = (
+    "training",
+    "banking77",
+    "data",
+    "data-memory",
+    "data-scaling",
+    "generation",
+    "gate",
+    "serving",
+    "monitoring",
+    "monitoring-evidently",
+)
 
 
 def machine() -> dict[str, object]:

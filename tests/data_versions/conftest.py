@@ -1,8 +1,11 @@
-"""A bucket for data."""
+"""A bucket for data, and databases for the request log."""
 
 import fsspec
 import pytest
+from postgres import postgres  # noqa: F401
 from storage import ENVIRONMENT, s3_server
+
+from tests.serving.logs import uri  # noqa: F401
 
 
 @pytest.fixture

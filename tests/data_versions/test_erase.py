@@ -19,7 +19,7 @@ from luthier.serving.records.tables import FEEDBACK, REQUESTS, make_tables, open
 from luthier.text.pii import placeholder
 from luthier.text.prepare import PromptSettings, ScrubSettings, clean_message, scrub_message
 from tests.data_versions.stored import NEW, OLD, catalog, record, records, save_document, save_table
-from tests.serving.logs import NOON, logged, uri_of
+from tests.serving.logs import NOON, logged
 
 ANNA, KEY = "anna@example.com", "a key"
 THERE = placeholder("email", ANNA, KEY)
@@ -56,7 +56,7 @@ def test_a_text_that_would_stand_everywhere_is_refused():
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, uri):
     """Return a project in which Anna wrote m-1 of version NEW, and asked the gateway; OLD knows nothing of her."""
     raw = tmp_path / "mine.jsonl"
     rows = [{"id": "m-1", "body": f"Dear all, I am {ANNA} and wait"}, {"id": "m-2", "body": "Nobody writes to me at all"}]
@@ -78,7 +78,6 @@ def home(tmp_path):
     save_document(others[0], OLD, {"quoted": [said["m-2"]]})
     save_document(others[0], NEW, {"quoted": ["...", said["m-1"]]})
     save_document(others[1], NEW, {"accuracy": 0.5})
-    uri = uri_of(tmp_path)
     make_tables(open_database(uri))
     asked = [
         logged(1, messages=[{"role": "user", "content": f"it is {THERE}"}], answer="{}", version=1),

@@ -250,6 +250,8 @@ def _tell_found(found: "Found", done: bool, root: Path) -> None:
     if kept := in_git(root, found.raw):
         click.echo(f"Git's history still holds it in {', '.join(kept)}: rewrite it, and what was pushed.")
     click.echo("Copies elsewhere are yours to remove: backups, a cache or a remote of DVC's, and the models named above.")
+    if found.requests:
+        click.echo("A PostgreSQL server holds the old rows until `VACUUM FULL luthier_requests, luthier_feedback`.")
 
 
 def _judged(rows: dict[str, int] | None) -> str:
