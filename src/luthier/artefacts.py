@@ -45,10 +45,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file so that a reader finds either the old content or the new one, never a part."""
+def write_atomically(path: Path, text: str | bytes, mode: int | None = None) -> None:
+    """Write a file so that a reader finds either the old content or the new one, never a part.
+
+    Args:
+        path: of the file.
+        text: what to write.
+        mode: who may read it, before a byte of it is there; None leaves that to the system.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.touch()
+    if mode is not None:
+        temporary.chmod(mode)
     temporary.write_bytes(text if isinstance(text, bytes) else text.encode())
     _sync(temporary)
     temporary.replace(path)

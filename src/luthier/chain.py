@@ -69,14 +69,29 @@ def trace(run_id: str, client: Any) -> Run:
     return _traced(find_run(run_id, client), client, set())
 
 
+def pages_of(client: Any, experiments: list[str], view: int = 1) -> list[Any]:
+    """Return all runs of experiments, the newest first, however many there are.
+
+    Args:
+        client: an `mlflow.MlflowClient`.
+        experiments: their ids.
+        view: of `mlflow.entities.ViewType`; by default the runs that were not deleted.
+    """
+    page = client.search_runs(experiments, "", view, 1000)
+    found = list(page)
+    while page.token:
+        page = client.search_runs(experiments, "", view, 1000, page_token=page.token)
+        found += page
+    return found
+
+
 def find_run(run_id: str, client: Any) -> Any:
     """Return an MLflow run by its id or its first letters.
 
     Raises:
         UserError: if there is none, or more than one.
     """
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, max_results=5000)
+    runs = pages_of(client, [experiment.experiment_id for experiment in client.search_experiments()])
     found = [run for run in runs if run.info.run_id.startswith(run_id)] if run_id else []
     if len(found) != 1:
         known = ", ".join(run.info.run_id[:8] for run in runs[:5])

@@ -1,6 +1,8 @@
 """What is to be erased is found wherever it stands, and nothing of it is left."""
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data_versions.erase import Record, Where, erase, find
-from luthier.data_versions.needles import Needles
+from luthier.data_versions.needles import LEAST, Needles
 from luthier.data_versions.raw_files import RawFile
 from luthier.data_versions.store import DataSet
 from luthier.errors import UserError
 from luthier.serving.records.logged import read_requests, row_of
 from luthier.serving.records.tables import FEEDBACK, REQUESTS, make_tables, open_database, transaction
+from luthier.text.clean import clean_with_changes
 from luthier.text.pii import placeholder
 from luthier.text.prepare import PromptSettings, ScrubSettings, clean_message, scrub_message
 from tests.data_versions.stored import NEW, OLD, catalog, record, records, save_document, save_table
@@ -39,7 +42,11 @@ def test_a_value_is_found_in_what_preparation_leaves_of_any_text(before, after):
     assert wanted.in_value({"any": [scrubbed["content"]]})
 
 
-@given(text=st.text(min_size=4, max_size=20).filter(lambda text: len(text.strip()) >= 4))
+def is_long_enough(text):
+    return min(len(text.strip()), len(clean_with_changes(text)[0].strip())) >= LEAST
+
+
+@given(text=st.text(min_size=LEAST, max_size=20).filter(is_long_enough))
 def test_a_text_is_found_in_columns_of_json_and_in_pages(text):
     import html
 
@@ -53,6 +60,12 @@ def test_a_text_is_found_in_columns_of_json_and_in_pages(text):
 def test_a_text_that_would_stand_everywhere_is_refused():
     with pytest.raises(UserError, match="4 characters at least"):
         Needles.of_text(" ab ", KEY, None)
+
+
+@pytest.mark.parametrize("text", ["<br><br>", "<p></p><br>", "\u200b" * 5, "<b>hi</b>"])
+def test_a_text_of_which_nothing_is_left_is_refused(text):
+    with pytest.raises(UserError, match="of which data processing leaves '(hi)?', is too short"):
+        Needles.of_text(text, KEY, None)
 
 
 @pytest.fixture
@@ -150,6 +163,46 @@ def test_afterwards_it_stands_nowhere_and_all_else_is_as_it_was(home):
     assert (begun["erasure"], begun["state"], begun["reason"], begun["requests"]) == (1, "begun", "ticket 7", 2)
     assert (done["erasure"], done["state"]) == (1, "done")
     assert begun["models"] == [{"number": 2, "data": NEW, "rows": {"train": 1}}]
+
+
+def test_what_a_removal_left_that_was_broken_off_goes_too(home, monkeypatch):
+    def cut_off(folder):
+        raise KeyboardInterrupt
+
+    rmtree, left = shutil.rmtree, []
+    for _ in range(7):  # each time one folder further: it has its new name, and all that was in it
+        for path in left:
+            rmtree(path)
+        monkeypatch.setattr("luthier.data_versions.store.shutil.rmtree", cut_off)
+        with suppress(KeyboardInterrupt):
+            erase(find(wanted(), home, {}), home, the_record(home), "")
+        monkeypatch.setattr("luthier.data_versions.store.shutil.rmtree", rmtree)
+        left = find(wanted(), home, {}).broken_off
+        assert [path.name[:9] for path in left] == [".removed-"]
+    erase(find(wanted(), home, {}), home, the_record(home), "")
+    assert find(wanted(), home, {}).is_nothing
+    bytes_left = b"".join(path.read_bytes() for path in Path(home.root).rglob("*") if path.is_file())
+    assert not any(text.encode() in bytes_left for text in (ANNA, THERE))
+    assert not any(path.name.startswith(".removed-") for path in Path(home.root).rglob(".*"))
+
+
+def test_a_link_to_a_raw_file_stays_one_and_a_private_file_private(home):
+    raw = Path(home.raw[0].location)
+    real = raw.with_name("real.jsonl")
+    raw.rename(real)
+    raw.symlink_to(real)
+    real.chmod(0o600)
+    erase(find(wanted(), home, {}), home, the_record(home), "")
+    assert raw.is_symlink()
+    assert (ANNA in real.read_text(), real.stat().st_mode & 0o777) == (False, 0o600)
+
+
+def test_a_number_in_a_report_is_no_row(home):
+    report = next(dataset for dataset in home.others if dataset.name == "figures")
+    save_document(report, OLD, {"examples": 12, "worst": [{"count": "12", "text": "x"}]})
+    save_document(report, "2025-01-01T00.00.00.000Z", {"worst": [{"id": "12"}]})
+    found = find(Needles(names=frozenset({"12"})).with_names({"12"}), home, {})
+    assert found.others == [(report, "2025-01-01T00.00.00.000Z")]
 
 
 @pytest.mark.parametrize("at", range(6))

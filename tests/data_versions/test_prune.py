@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from luthier.artefacts import hash_of, staged
 from luthier.data_versions.needs import needed_by_models, needed_by_runs_under_way, split_of
-from luthier.data_versions.prune import plan, unneeded_work
+from luthier.data_versions.prune import UNKNOWN, plan, unneeded_work
 from luthier.errors import UserError
 from luthier.executors import SECONDS_KEPT
 from luthier.registry import Version
@@ -103,7 +103,8 @@ def test_the_newest_and_what_is_needed_stay(tmp_path):
     for at in (OLD, NEW, NEXT):
         save_table(table, at, [{"n": 1}])
     save_document(report, OLD, {})
-    planned = plan([table, report], {("table", OLD): "version 1"}, [])
+    known = {OLD, NEW, NEXT}
+    planned = plan([table, report], {("table", OLD): "version 1"}, known, [])
     assert [(dataset.name, at) for dataset, at in planned.versions] == [("table", NEW)]
     assert set(planned.kept) == {("table", NEXT, "the newest"), ("table", OLD, "version 1"), ("report", OLD, "the newest")}
     size = sum(file.bytes for file in table.files(NEW))
@@ -111,7 +112,17 @@ def test_the_newest_and_what_is_needed_stay(tmp_path):
     assert planned.by_name() == [{"what": "table", "remove": 1, "keep": 2, "bytes": size}]
     planned.carry_out()
     assert table.versions() == [NEXT, OLD]
-    assert plan([table, report], {("table", OLD): "version 1"}, []).by_name() == []
+    assert plan([table, report], {("table", OLD): "version 1"}, known, []).by_name() == []
+
+
+def test_what_no_run_of_this_mlflow_made_stays(tmp_path):
+    (table,) = catalog(str(tmp_path), "table")
+    for at in (OLD, NEW, NEXT):
+        save_table(table, at, [{"n": 1}])
+    assert plan([table], {}, set(), []).versions == []  # as with another MLflow, by mistake
+    planned = plan([table], {}, {NEW}, [])
+    assert [version for _, version in planned.versions] == [NEW]
+    assert ("table", OLD, UNKNOWN) in planned.kept
 
 
 def aged(path, seconds=SECONDS_KEPT + 60):
@@ -127,7 +138,7 @@ def test_what_was_broken_off_long_ago_goes(tmp_path):
     for name in (".staging-table-1", ".restoring-x"):
         (Path(table.path) / name).mkdir()
     aged(Path(table.path) / ".staging-table-1")
-    planned = plan([table], {}, [])
+    planned = plan([table], {}, {NEW}, [])
     assert [work.folder.name for work in planned.work] == [".staging-table-1"]
     planned.carry_out()
     assert table.versions() == [NEW]
@@ -158,7 +169,7 @@ def test_work_stays_that_somebody_may_ask_for(tmp_path):
     (jobs / "latest.json").write_text(json.dumps({"seed": 1}))
     found = unneeded_work(shards, jobs, packages, {"champion's"})
     assert {work.folder for work in found} == {old, over, given_up, packages / "another's"}
-    plan([], {}, found).carry_out()
+    plan([], {}, set(), found).carry_out()
     left = [fresh, latest, running, broken_off, packages / "champion's", jobs / "latest.json"]
     assert all(path.exists() for path in left)
     assert not any(path.exists() for path in (old, over, given_up))

@@ -137,10 +137,10 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     """Remove versions that nobody needs, of DATA_SETS or of all, and old work in progress; say first what that would be.
 
     Kept are the newest version of each data set, all that a model with an alias was made from and with, what it takes to follow
-    any other registered model back and to make it again, and what a run under way reads or makes.
+    any other registered model back and to make it again, what a run under way reads or makes, and what no run in MLflow made.
     """
     from luthier.data_versions.needs import PREVIOUS, needed_by_models, needed_by_runs_under_way, split_of
-    from luthier.data_versions.prune import plan, unneeded_work
+    from luthier.data_versions.prune import UNKNOWN, plan, unneeded_work
 
     project = Project(env)
     known = [dataset.name for dataset in project.sets]
@@ -155,7 +155,7 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     folders = project.parameters["folders"]
     aliased = {model.manifest for model in models if model.aliases}
     work = unneeded_work(Path(folders["shards"]), Path(folders["work"]), project.packages, aliased)
-    planned = plan(chosen, needed, [] if data_sets else work)
+    planned = plan(chosen, needed, project.sessions, [] if data_sets else work)
     rows, size = planned.by_name(), planned.bytes
     if yes:
         planned.carry_out()
@@ -170,6 +170,12 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     else:
         show(prune_table(rows))
         click.echo(f"{shown_bytes(size)} {'are free' if yes else 'would be free: `kedro data prune --yes` removes it'}.")
+    unknown_to = sorted({version for _, version, who in planned.kept if who == UNKNOWN})
+    if unknown_to and not as_json:
+        click.echo(
+            f"{len(unknown_to)} other versions ({', '.join(unknown_to[:3])}{', ...' if len(unknown_to) > 3 else ''}) stay: "
+            "no run of this MLflow made them. Is MLFLOW_TRACKING_URI the right one?"
+        )
 
 
 @data.command(cls=Command)
@@ -234,6 +240,8 @@ def _tell_found(found: "Found", done: bool, root: Path) -> None:
         click.echo(f"version   {version}  {dataset.name}")
     if found.requests:
         click.echo(f"requests  {len(found.requests):,} of the request log, with their votes")
+    for path in found.broken_off:
+        click.echo(f"left      {path}, of what was broken off")
     for model in found.models:
         click.echo(f"model     {model.number}, of data {model.data}: {_judged(model.rows)}")
     for file, line in found.by_hand:
@@ -327,17 +335,27 @@ class Project:
         return {one for maker in made for reader in read if maker != reader for one in made[maker] & read[reader]}
 
     @cached_property
-    def runs(self) -> list[Any]:
-        """All runs that MLflow has of the project."""
-        client = self.registry.client
-        experiment = client.get_experiment_by_name(self.registry.name)
+    def _runs(self) -> list[Any]:
+        from mlflow.entities import ViewType
+
+        from luthier.chain import pages_of
+
+        experiment = self.registry.client.get_experiment_by_name(self.registry.name)
         if experiment is None:
             return []
-        found, page = [], None
-        while page is None or page.token:
-            page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=page and page.token)
-            found += page
-        return found
+        return pages_of(self.registry.client, [experiment.experiment_id], ViewType.ALL)
+
+    @property
+    def runs(self) -> list[Any]:
+        """All runs that MLflow has of the project, but those that were deleted."""
+        return [run for run in self._runs if run.info.lifecycle_stage == "active"]
+
+    @property
+    def sessions(self) -> set[str]:
+        """The versions that some run made data under."""
+        from luthier.lineage import sessions_of
+
+        return {session for run in self._runs for session in sessions_of(run.data.tags)}
 
     @cached_property
     def models(self) -> dict[int, str]:

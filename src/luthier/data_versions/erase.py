@@ -8,6 +8,7 @@ changed: it is told which models were trained on the rows. The record of erasure
 
 import getpass
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import pyarrow as pa
 from luthier.data_versions.needles import Needles
 from luthier.data_versions.prepared import ROWS
 from luthier.data_versions.raw_files import RawFile, RawRows, mentions, names_of, search, take_out
-from luthier.data_versions.store import DataSet, remove_tree
+from luthier.data_versions.store import HIDDEN, REMOVED, DataSet, age_in_seconds, remove_tree
+from luthier.executors import SECONDS_KEPT
 from luthier.records import user_text
 from luthier.serving.records.erasure import empty_texts, requests_holding
 from luthier.shards import Shards
@@ -68,13 +70,15 @@ class Found:
     others: list[tuple[DataSet, str]]
     requests: list[str]
     models: list[Model]
+    broken_off: list[Path]
+    """What is left of a removal that was broken off, whatever it holds."""
     by_hand: list[tuple[str, int]]
     """File and line among the raw data that no program can mend."""
 
     @property
     def is_nothing(self) -> bool:
         """Tell whether it stands nowhere that can be erased."""
-        return not (self.raw or self.prepared or self.others or self.requests)
+        return not (self.raw or self.prepared or self.others or self.requests or self.broken_off)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON; it names places, never what stands there."""
@@ -84,6 +88,7 @@ class Found:
             "others": [{"data_set": dataset.name, "version": version} for dataset, version in self.others],
             "requests": len(self.requests),
             "models": [vars(model) for model in self.models],
+            "broken_off": list(map(str, self.broken_off)),
             "by_hand": [f"{file}:{line}" for file, line in self.by_hand],
         }
 
@@ -118,7 +123,14 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
         if data in prepared or data not in known
     ]
     requests = requests_holding(where.log_uri, wanted.names, wanted.in_value)
-    return Found(raw, prepared, others, requests, told, mentions(where.root, raw, everywhere))
+    return Found(raw, prepared, others, requests, told, _broken_off(where), mentions(where.root, raw, everywhere))
+
+
+def _broken_off(where: Where) -> list[Path]:
+    """Return what was left of removals, and of what was written a day ago and more: a run under way may still write the rest."""
+    beside = [path for path in where.shards.parent.glob(".*") if path.name.startswith(HIDDEN)]
+    left = [*(path for dataset in (*where.prepared, *where.others) for path in dataset.leftovers()), *beside]
+    return [path for path in left if path.name.startswith(REMOVED) or age_in_seconds(path, time.time()) > SECONDS_KEPT]
 
 
 def _of_version(wanted: Needles, sets: Sequence[DataSet], version: str, where: Where) -> Needles:
@@ -175,6 +187,8 @@ def erase(found: Found, where: Where, record: "Record", reason: str) -> None:
     number = record.begin(found, reason)
     if found.requests:
         empty_texts(where.log_uri, found.requests)
+    for path in found.broken_off:
+        remove_tree(path)
     if where.shards.is_dir() and (found.raw or found.prepared):
         remove_tree(where.shards)
     for dataset, version in found.others:

@@ -55,11 +55,12 @@ class Needles:
             settings: how texts are scrubbed; None if they are not.
 
         Raises:
-            UserError: if it is too short.
+            UserError: if it is too short, or what cleaning leaves of it is.
         """
-        if len(text.strip()) < LEAST:
-            raise UserError(f"--text: {text!r} is too short: {LEAST} characters at least, or it stands everywhere.")
         cleaned = clean_with_changes(text)[0]
+        if min(len(text.strip()), len(cleaned.strip())) < LEAST:
+            left = "" if cleaned.strip() == text.strip() else f", of which data processing leaves {cleaned.strip()!r},"
+            raise UserError(f"--text: {text!r}{left} is too short: {LEAST} characters at least, or it stands everywhere.")
         recognizer = settings.recognizer() if settings else None
         kinds, keep = (settings.kinds, settings.keep) if settings else ((), ())
         scrubbed, _ = scrub(cleaned, key, kinds, keep, recognizer)
@@ -98,16 +99,22 @@ class Needles:
     def _folded(self) -> list[str]:
         return [text.casefold() for text in self._spellings]
 
-    def in_value(self, value: Any) -> bool:
-        """Tell whether a value of JSON holds any of it."""
+    def in_value(self, value: Any, field: str | None = None) -> bool:
+        """Tell whether a value of JSON holds any of it.
+
+        Args:
+            value: read from JSON.
+            field: that it is the value of: where that names rows, a name counts however short it is. Elsewhere 12 is a number.
+        """
         if isinstance(value, dict):
-            return any(self.in_value(item) for pair in value.items() for item in pair)
+            return any(self.in_value(name) or self.in_value(item, name) for name, item in value.items())
         if isinstance(value, list):
-            return any(map(self.in_value, value))
+            return any(self.in_value(item, field) for item in value)
         if isinstance(value, bool) or value is None:
             return False
         said = str(value)
-        return said in self.quoted or any(text in said.casefold() for text in self._folded)
+        names_rows = field in NAMES or (isinstance(value, str) and len(said) >= LEAST)
+        return (names_rows and said in self.quoted) or any(text in said.casefold() for text in self._folded)
 
     def in_page(self, page: str) -> bool:
         """Tell whether a page or another text holds any of it; a name counts as a whole word."""

@@ -63,15 +63,25 @@ class Plan:
         for dataset, version in self.versions:
             dataset.remove(version)
         for work in self.work:
-            remove_tree(work.folder) if work.folder.is_dir() else work.folder.unlink()
+            remove_tree(work.folder)
 
 
-def plan(sets: Sequence[DataSet], needed: Needed, work: list[Work]) -> Plan:
-    """Decide what goes: every version that is neither the newest of its data set nor needed."""
+UNKNOWN = "no run of this MLflow made it"
+
+
+def plan(sets: Sequence[DataSet], needed: Needed, known: Collection[str], work: list[Work]) -> Plan:
+    """Decide what goes: every version that is neither the newest of its data set nor needed.
+
+    Args:
+        sets: to look at.
+        needed: data set and version -> who needs it.
+        known: versions that runs of MLflow made. Of others nobody can say who needs them: another MLflow may know.
+        work: of old runs.
+    """
     remove, kept = [], []
     for dataset in sets:
         for place, version in enumerate(dataset.versions()):
-            who = "the newest" if place == 0 else needed.get((dataset.name, version))
+            who = "the newest" if place == 0 else needed.get((dataset.name, version), None if version in known else UNKNOWN)
             if who is None:
                 remove.append((dataset, version))
             else:

@@ -151,7 +151,8 @@ def take_out(found: RawRows) -> None:
         kept = _WITHOUT[found.file.format](content, set(found.lines))
         packed = _COMPRESS[ending](kept) if ending in COMPRESSED else kept
         if "://" not in location:
-            write_atomically(Path(location), packed)
+            target = Path(location).resolve()  # a link stays one
+            write_atomically(target, packed, target.stat().st_mode)
             return
         storage, path = fsspec.url_to_fs(location)
         storage.pipe_file(path, packed)

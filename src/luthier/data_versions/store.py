@@ -12,7 +12,8 @@ from typing import Any
 from luthier.artefacts import MANIFEST, link
 from luthier.remote import forget, open_storage
 
-HIDDEN = (".removed-", ".restoring-", ".staging-")
+REMOVED = ".removed-"
+HIDDEN = (REMOVED, ".restoring-", ".staging-")
 """Beginnings of folders that no reader sees: what was being removed, brought back or written when somebody pulled the plug."""
 _FOLDERS = "luthier.datasets."
 
@@ -142,8 +143,11 @@ def freed(files: Iterable[File]) -> int:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder of this machine: under its name it is gone at once."""
-    aside = folder if folder.name.startswith(HIDDEN) else folder.with_name(f".removed-{folder.name}-{uuid.uuid4().hex[:8]}")
+    """Remove a folder, or a file, of this machine: under its name it is gone at once."""
+    if not folder.is_dir():
+        folder.unlink()
+        return
+    aside = folder if folder.name.startswith(HIDDEN) else folder.with_name(f"{REMOVED}{folder.name}-{uuid.uuid4().hex[:8]}")
     if aside != folder:
         folder.rename(aside)
     shutil.rmtree(aside)
