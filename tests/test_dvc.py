@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import fsspec
+import grimp
 import pytest
 import yaml
 from commands import ROOT, environment, require
@@ -98,6 +99,17 @@ def test_stages_name_all_that_their_pipelines_read_and_the_parameters_that_there
                 assert set(keys) <= yaml.safe_load((ROOT / file).read_text()).keys()
         for path in stage["deps"]:
             assert path.startswith("data/0") or "$" in path or (ROOT / path).exists(), path
+
+
+def test_stages_depend_on_all_code_that_their_pipelines_import():
+    graph = grimp.build_graph("luthier")
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        room = f"luthier.pipelines.{name}"
+        modules = {room, *graph.find_descendants(room)}
+        imported = set().union(*map(graph.find_upstream_modules, modules)) - modules - {"luthier"}
+        files = {f"src/{module.replace('.', '/')}" for module in imported}
+        tracked = [path.removesuffix(".py") for path in stage["deps"] if path.startswith("src/")]
+        assert {file for file in files if not any(f"{file}/".startswith(f"{path}/") for path in tracked)} == set(), name
 
 
 # --- with DVC itself

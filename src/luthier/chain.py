@@ -2,14 +2,18 @@
 
 import html
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from luthier.errors import UserError
-from luthier.lineage import RUN_FACTS, SESSION, SOURCES, VERSION_TAG, made_in, sessions_of
+from mlflow.exceptions import MlflowException
 
+from luthier.errors import UserError
+from luthier.lineage import QUESTIONS, RUN_FACTS, SESSION, SOURCES, VERSION_TAG, made_in, sessions_of
+
+_LENGTH_OF_ID = 32
 DATA, MADE = "luthier.data.", "luthier.made."
 
 
@@ -91,6 +95,9 @@ def find_run(run_id: str, client: Any) -> Any:
     Raises:
         UserError: if there is none, or more than one.
     """
+    if len(run_id) == _LENGTH_OF_ID:
+        with suppress(MlflowException):
+            return _ours(client.get_run(run_id))
     runs = pages_of(client, [experiment.experiment_id for experiment in client.search_experiments()])
     found = [run for run in runs if run.info.run_id.startswith(run_id)] if run_id else []
     if len(found) != 1:
@@ -98,9 +105,13 @@ def find_run(run_id: str, client: Any) -> Any:
         raise UserError(
             f"{'No run' if not found else 'More than one run'} begins with {run_id!r}. The last ones: {known or 'none'}."
         )
-    if not sessions_of(found[0].data.tags):
-        raise UserError(f"Run {run_id} was not recorded by Luthier: it has no tag {SESSION}.")
-    return found[0]
+    return _ours(found[0])
+
+
+def _ours(run: Any) -> Any:
+    if not sessions_of(run.data.tags):
+        raise UserError(f"Run {run.info.run_id} was not recorded by Luthier: it has no tag {SESSION}.")
+    return run
 
 
 def _traced(run: Any, client: Any, seen: set[str]) -> Run:
@@ -123,7 +134,7 @@ def _traced(run: Any, client: Any, seen: set[str]) -> Run:
         read=read,
         made={name.removeprefix(MADE): value for name, value in tags.items() if name.startswith(MADE)},
         versions={name.removeprefix(VERSION_TAG): int(value) for name, value in tags.items() if name.startswith(VERSION_TAG)},
-        sources=read_artefact(run.info.run_id, SOURCES, client) or [],
+        sources=[entry for path in (SOURCES, QUESTIONS) for entry in read_artefact(run.info.run_id, path, client) or []],
         earlier=earlier,
     )
 

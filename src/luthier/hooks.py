@@ -1,6 +1,7 @@
 """What happens around a run: parameters are checked first, lineage is recorded, and a summary closes it."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class ParameterHooks:
         """
         from luthier.pipeline_registry import register_pipelines
 
+        _check_begun()
         missing = sorted(
             name for name in pipeline.inputs() if not name.startswith("param") and not (name in catalog and catalog.exists(name))
         )
@@ -57,6 +59,27 @@ class ParameterHooks:
             what = f"{name} in version {version}" if version else name
             told.append(f"{what}: {_made_by(maker, catalog.get(name))}")
         raise UserError("These inputs do not exist yet:\n  " + "\n  ".join(told))
+
+
+def _check_begun() -> None:
+    """See that there is the run that MLFLOW_RUN_ID names.
+
+    Raises:
+        UserError: if there is not.
+    """
+    from luthier.lineage import RUN_VARIABLE
+
+    begun = os.environ.get(RUN_VARIABLE)
+    if not begun:
+        return
+    import mlflow
+
+    try:
+        mlflow.get_run(begun)
+    except mlflow.MlflowException as error:
+        raise UserError(
+            f"{RUN_VARIABLE}: there is no run {begun} in this MLflow. `kedro begin` begins one, or unset it."
+        ) from error
 
 
 def _made_by(maker: str | None, dataset: Any) -> str:
@@ -113,7 +136,8 @@ class LineageHooks:
         if not run:
             return
         parameters = _resolved(catalog.load("parameters") if "parameters" in catalog else {})
-        facts = run_facts(run_params, parameters)
+        checked_out = commit(self._root)
+        facts = run_facts(run_params, parameters, checked_out)
         before = sessions_of(run.data.tags)
         if before and (earlier := read_artefact(run.info.run_id, RUN_FACTS, mlflow.MlflowClient())):
             facts = continued(facts, earlier)
@@ -121,8 +145,8 @@ class LineageHooks:
         changes = local_changes(self._root)
         mlflow.set_tags(
             {
-                "luthier.git_commit": commit(self._root),
-                "luthier.git_dirty": str(bool(changes)),
+                "luthier.git_commit": checked_out,
+                "luthier.git_dirty": str(bool(changes) or run.data.tags.get("luthier.git_dirty") == "True"),
                 SESSION: " ".join([*before, str(run_params["run_id"])]),
                 **environment(run_params),
             }
@@ -176,7 +200,7 @@ class LineageHooks:
         import mlflow
 
         from luthier.dvc import with_md5
-        from luthier.lineage import SOURCES, named_version
+        from luthier.lineage import QUESTIONS, SOURCES, named_version
 
         if not mlflow.active_run():
             return
@@ -185,7 +209,8 @@ class LineageHooks:
         elif version := self._version_of(dataset_name):
             mlflow.set_tag(f"luthier.made.{dataset_name}", named_version(version, data))
         if dataset_name in ("sources", "inference_report"):  # the files that came from outside
-            mlflow.log_dict(with_md5(data if dataset_name == "sources" else data["files"], self._root), SOURCES)
+            files, place = (data, SOURCES) if dataset_name == "sources" else (data["files"], QUESTIONS)
+            mlflow.log_dict(with_md5(files, self._root), place)
 
     def _version_of(self, name: str) -> str | None:
         """Return the version of a data set that this run reads or writes; None if it has none."""

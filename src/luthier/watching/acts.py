@@ -24,6 +24,7 @@ from typing import Any, Literal
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.github import start
+from luthier.lineage import without_run
 from luthier.registry import Line, Registry
 from luthier.serving.keys import ADMIN_VARIABLE
 from luthier.serving.records.feedback import corrections
@@ -183,6 +184,7 @@ class Actor:
             subprocess.Popen(
                 [*command, *(["--params", given] if given else [])],
                 cwd=self.project,
+                env=without_run(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

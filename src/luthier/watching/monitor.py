@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from prometheus_client import start_http_server
 
 from luthier.errors import UserError
+from luthier.lineage import without_run
 from luthier.registry import Registry
 from luthier.remote import open_storage
 from luthier.watching.acts import Actor, HeldBackError, Limits
@@ -131,7 +133,7 @@ def run_monitoring(project: Path, env: str | None) -> None:
     """
     command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring", *(["--env", env] if env else [])]
     try:
-        done = subprocess.run(command, cwd=project, check=False, timeout=LONGEST_LOOK)
+        done = subprocess.run(command, cwd=project, env=without_run(os.environ), check=False, timeout=LONGEST_LOOK)
     except subprocess.TimeoutExpired:
         raise UserError(f"The pipeline monitoring was ended: it took longer than {LONGEST_LOOK:,.0f} s.") from None
     if done.returncode:
