@@ -20,6 +20,8 @@ from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.shards import Shards, write_shards
 from luthier.text.chat import encode
 
+STEPS, EVERY = 10, 3
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.2}  # so that the random state matters
 TRAIN, VALIDATION = 25, 7  # batches of 8 leave a last one of a single example: fewer than two processes
 WORDS = ("arch", "belly", "bout", "bridge", "chin", "fret", "glue", "inlay", "maple", "nut", "peg", "plate", "purfling", "scroll")
 
@@ -160,3 +162,16 @@ def wait_until(done: Callable[[], object], what: str, seconds: float = 90) -> No
     while not done():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
         time.sleep(0.02)
+
+
+class Home:
+    """A folder with base model, examples and"""
+
+    def __init__(self, folder: Path) -> None:
+        forge()
+        self.folder = folder
+        self.examples = write_examples(folder / "examples", tiny_base(folder))
+
+    def job(self, **settings):
+        defaults = {"lora": DROPOUT, "steps": STEPS, "checkpoint_every": EVERY}
+        return make_job(self.folder, self.examples, **(defaults | settings))

@@ -18,36 +18,11 @@ import torch
 from luthier.errors import UserError
 from luthier.pipelines.training import launch
 from tests.pipelines.training import jobs
+from tests.pipelines.training.jobs import DROPOUT, EVERY, STEPS
 
-STEPS, EVERY = 10, 3
 PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 # how often a run of 10 steps that saves after 3, 6, 9 and 10 calls each function
 CALLS = {"optimiser step": 10, "file of a checkpoint": 8, "manifest": 5, "rename": 5, "clearing": 7}
-DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.2}  # so that the random state matters
-
-
-class Home:
-    """A folder with base model, examples and jobs."""
-
-    def __init__(self, folder: Path) -> None:
-        jobs.forge()
-        self.folder = folder
-        self.examples = jobs.write_examples(folder / "examples", jobs.tiny_base(folder))
-
-    def job(self, **settings):
-        defaults = {"lora": DROPOUT, "steps": STEPS, "checkpoint_every": EVERY}
-        return jobs.make_job(self.folder, self.examples, **(defaults | settings))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return Home(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def whole(home):
-    """Return the folder of the uninterrupted run on one process."""
-    return jobs.forge().train(home.job(), home.folder / "whole")
 
 
 @pytest.fixture

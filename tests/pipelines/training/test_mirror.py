@@ -17,7 +17,7 @@ from luthier.errors import UserError
 from luthier.pipelines.training import launch
 from luthier.pipelines.training.mirror import Mirror
 from tests.pipelines.training import jobs
-from tests.pipelines.training.test_launch import PYTHONPATH, Home, processes_of
+from tests.pipelines.training.test_launch import PYTHONPATH, processes_of
 
 TRAINER = """
 import json, sys
@@ -30,16 +30,6 @@ folder = launch.open_job(work, job)
 (folder / "moment.json").write_text(json.dumps({"call": "optimiser step", "number": 8, "hold": True}))
 launch.run_worker(folder, 1, 1, "cpu", print, Mirror(folder, uri))
 """
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return Home(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def whole(home):
-    return jobs.forge().train(home.job(), home.folder / "whole")
 
 
 @pytest.fixture(scope="module")
