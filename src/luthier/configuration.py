@@ -1,13 +1,25 @@
 """Parameters as pydantic models: unknown keys are errors, and all errors are told at once in the user's words."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from luthier.errors import UserError, did_you_mean
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
 
 
 class Parameters(BaseModel):

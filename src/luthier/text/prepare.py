@@ -13,8 +13,9 @@ from typing import Any, NotRequired, TypedDict
 
 from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 
+from luthier.configuration import RegularExpression
 from luthier.errors import did_you_mean
 from luthier.text.clean import clean_with_changes
 from luthier.text.pii import KINDS, Kind, Recognizer, scrub, scrub_all
@@ -43,7 +44,7 @@ class ScrubSettings(BaseModel):
 
     kinds: tuple[Kind, ...] = KINDS
     """What to look for by patterns; empty looks for nothing."""
-    keep: tuple[str, ...] = ()
+    keep: tuple[RegularExpression, ...] = ()
     """Regular expressions: what one of them matches whole is never taken out, in prompts and answers alike."""
     extraction_fields: tuple[str, ...] = ()
     """Fields of a JSON answer whose values stay as they are: they are what the model is to extract."""
@@ -57,16 +58,6 @@ class ScrubSettings(BaseModel):
             UserError: if it is asked for and is not installed.
         """
         return load_recognizer(self.presidio) if self.presidio else None
-
-    @field_validator("keep")
-    @classmethod
-    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return patterns
 
 
 class PromptSettings(BaseModel):

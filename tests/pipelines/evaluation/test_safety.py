@@ -163,7 +163,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path):
     for part in [
         "line 1, typo: must_not_mtach: unknown key (did you mean 'must_not_match'?)",
         "line 5, twice: messages.0.colour: unknown key (known keys: role, content)",
-        "line 5, twice: must_match: '(' is not a regular expression",
+        "line 5, twice: must_match.0: '(' is not a regular expression",
         "line 9, twice: the check of line 5 has this name already",
         "line 9, twice: why: is missing",
         "line 9, twice: messages.0.role: input should be 'system', 'user' or 'assistant', not 'usr'",

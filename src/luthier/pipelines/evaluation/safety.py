@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from luthier.configuration import RegularExpression
 from luthier.errors import UserError, did_you_mean
 from luthier.text.prepare import Message, has_content, strict_json
 
@@ -39,9 +40,9 @@ class Check(BaseModel):
     """What goes wrong if it fails, for whoever reads the report."""
     messages: tuple[Turn, ...] = Field(min_length=1)
     """The conversation up to the user's turn that is answered."""
-    must_match: tuple[str, ...] = ()
+    must_match: tuple[RegularExpression, ...] = ()
     """Regular expressions, each found somewhere in the answer."""
-    must_not_match: tuple[str, ...] = ()
+    must_not_match: tuple[RegularExpression, ...] = ()
     """Regular expressions, none of them found anywhere in the answer."""
     must_satisfy: dict[str, Any] | Literal["answer_schema"] | None = None
     """JSON Schema of the whole answer, or `answer_schema` for that of the data."""
@@ -52,16 +53,6 @@ class Check(BaseModel):
     @classmethod
     def _one_or_many(cls, patterns: Any) -> Any:
         return (patterns,) if isinstance(patterns, str) else patterns
-
-    @field_validator("must_match", "must_not_match")
-    @classmethod
-    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return patterns
 
     @field_validator("must_satisfy")
     @classmethod

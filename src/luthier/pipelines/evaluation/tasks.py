@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import pandas as pd
 import regex
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from luthier.configuration import Parameters
+from luthier.configuration import Parameters, RegularExpression
 from luthier.errors import UserError, did_you_mean
 from luthier.pipelines.evaluation.baselines import as_fields
 from luthier.pipelines.evaluation.calibration import confidence_of
@@ -61,18 +61,8 @@ class Tasks(Parameters):
     """Field of the answer that is the label of `classification`; null is the whole answer."""
     most_labels: int = Field(default=200, ge=2)
     """Plain answers of at most so many kinds, each twice or more on average, are taken for labels."""
-    refusals: tuple[str, ...] = REFUSALS
+    refusals: tuple[RegularExpression, ...] = REFUSALS
     """Regular expressions, sought in any case at the start of an answer; the defaults are English and German."""
-
-    @field_validator("refusals")
-    @classmethod
-    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return patterns
 
 
 def choose_tasks(expected: Sequence[str], schema: Mapping[str, Any], parameters: Tasks) -> tuple[Task, ...]:
