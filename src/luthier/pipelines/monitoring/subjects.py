@@ -5,29 +5,9 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from luthier.serving.api.errors import Code
+from luthier.serving.api.errors import OurCode
 
-# What a client brings about says nothing of the variant.
-_CLIENTS: frozenset[Code] = frozenset(
-    {
-        "invalid_json",
-        "invalid_value",
-        "missing_required_parameter",
-        "unknown_parameter",
-        "unsupported_parameter",
-        "context_length_exceeded",
-        "request_too_large",
-        "invalid_api_key",
-        "model_not_found",
-        "request_not_found",
-        "not_found",
-        "method_not_allowed",
-        "conflict",
-        "rate_limit_exceeded",
-        "client_disconnected",
-    }
-)
-OURS: frozenset[Code] = frozenset(get_args(Code)) - _CLIENTS
+OURS = frozenset(get_args(OurCode))
 """Errors that count against a variant."""
 
 

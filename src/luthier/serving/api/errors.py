@@ -12,7 +12,7 @@ from typing import Literal, TypedDict, get_args
 
 from luthier.errors import did_you_mean
 
-Code = Literal[
+ClientsCode = Literal[
     "invalid_json",
     "invalid_value",
     "missing_required_parameter",
@@ -27,6 +27,10 @@ Code = Literal[
     "method_not_allowed",
     "conflict",
     "rate_limit_exceeded",
+    "client_disconnected",
+]
+"""What a client brings about: it says nothing of the model that was to answer."""
+OurCode = Literal[
     "queue_full",
     "queue_timeout",
     "first_token_timeout",
@@ -34,9 +38,9 @@ Code = Literal[
     "engine_unavailable",
     "draining",
     "log_unavailable",
-    "client_disconnected",
     "internal_error",
 ]
+Code = Literal[ClientsCode, OurCode]
 """Why a request failed: the closed set that answers, the request log and the metrics share."""
 _PLACE = re.compile(r"\w+://\S+|(?<![\w.])/(?:[\w.@-]+/)+[\w.@-]*|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 CODES: tuple[Code, ...] = get_args(Code)
