@@ -25,6 +25,7 @@ from luthier.stats import (
     power_of_pairs,
     ratio_of,
     resamples,
+    wilson,
 )
 
 VALUES = arrays(np.float64, st.integers(1, 30), elements=st.floats(-100, 100, width=32))
@@ -367,3 +368,10 @@ def test_agreement_on_every_example_shows_no_gain_but_soon_that_little_is_lost()
     assert evidence_on_pairs(0, 0, 100, -0.02, ALPHA).p_above > ALPHA
     zero = evidence_on_mean(np.zeros(160), -0.02, ALPHA, span=(-1, 1))
     assert zero.low == pytest.approx(-(1 - ALPHA ** (1 / 160)), abs=1e-4)
+
+
+@given(of=st.integers(1, 500), share=st.floats(0, 1))
+def test_the_interval_of_a_share_is_wilsons(of, share):
+    good = round(share * of)
+    peer = binomtest(good, of).proportion_ci(method="wilson")
+    assert wilson(good, of) == pytest.approx((peer.low, peer.high), abs=1e-12)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import betaincinv, expit
-from scipy.stats import binom, norm
+from scipy.special import betaincinv, expit, ndtr, ndtri
 
 Floats = NDArray[np.float64]
 DRAWS = 2_000
@@ -153,8 +151,24 @@ def p_mean_above(numerators: Floats, denominators: Floats, limit: float, least: 
     return chance_at_most_zero(np.concatenate([rows, worst], axis=-1))
 
 
+def wilson(good: int, of: int) -> tuple[float, float]:
+    """Return the bounds of a share's 95 % interval (Wilson 1927).
+
+    Args:
+        good: how many are.
+        of: all, above 0.
+    """
+    z = float(ndtri(0.975))
+    share, shrunk = good / of, 1 + z**2 / of
+    centre = (share + z**2 / (2 * of)) / shrunk
+    half = z / shrunk * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
 def _low_mean(numerators: Floats, denominators: Floats, least: float | None, alpha: float) -> float:
     """Return the limit at which the p-value is `alpha`: the lower bound of a mean or a ratio."""
+    from scipy.optimize import brentq
+
     value = float(numerators.sum() / denominators.sum())
     ratios = numerators / denominators
     if least is None and len(ratios) < FEWEST_UNBOUNDED:
@@ -225,6 +239,8 @@ def p_pairs_above(gains: int, losses: int, examples: int, limit: float) -> float
         examples: all examples, with those on which both agree.
         limit: between -1 and 1.
     """
+    from scipy.stats import binom  # here, as every command would wait for it
+
     if gains - losses <= examples * limit:
         return 1.0  # by the point estimate the limit is not passed: no need to be exact about how clearly not
     differ = gains + losses
@@ -249,6 +265,8 @@ def p_pairs_above(gains: int, losses: int, examples: int, limit: float) -> float
 
 
 def _low_pairs(gains: int, losses: int, examples: int, alpha: float) -> float:
+    from scipy.optimize import brentq
+
     value = (gains - losses) / examples
     if value == -1:
         return -1.0
@@ -302,7 +320,7 @@ def power_of_mean(examples: int, distance: float, spread: float, reach: float, a
     """
     centre = distance - reach / (examples + 1)
     seen = np.sqrt(spread**2 + reach**2 / (examples + 1))
-    return float(norm.cdf((centre * np.sqrt(examples) - norm.isf(alpha) * seen) / max(spread, 1e-9)))
+    return float(ndtr((centre * np.sqrt(examples) - ndtri(1 - alpha) * seen) / max(spread, 1e-9)))
 
 
 def power_of_pairs(examples: int, gain: float, differ: float, limit: float, alpha: float) -> float:
@@ -322,7 +340,7 @@ def power_of_pairs(examples: int, gain: float, differ: float, limit: float, alph
     reached = float(_score(gains * examples, losses * examples, examples, limit))
     under_limit = (gain - limit) * np.sqrt(examples) / reached  # the score's standard deviation of one example
     under_truth = max(np.sqrt(max(differ - gain**2, 0)), 1e-9)
-    return float(norm.cdf((reached - norm.isf(alpha)) * under_limit / under_truth))
+    return float(ndtr((reached - ndtri(1 - alpha)) * under_limit / under_truth))
 
 
 def needed_examples(power_at: Callable[[int], float], power: float = 0.8) -> int | None:

@@ -178,7 +178,7 @@ def delays(told: list[Told], switches: list[tuple[float, int]]) -> list[float]:
 
 
 def test_no_request_is_lost_while_versions_come_and_go_and_workers_are_killed(home):
-    under_load(home, seconds=60)
+    under_load(home, seconds=30)
 
 
 @pytest.mark.slow

@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from scipy.stats import binomtest
 
-from luthier.stats import DRAWS, Estimate, Floats, mean_of
+from luthier.stats import DRAWS, Estimate, Floats, mean_of, wilson
 
 BINS = 15  # as Guo et al.
 
@@ -154,10 +153,7 @@ def _calibration(
 
     draw = np.random.default_rng(seed)
     chance = np.array([error((draw.random(len(sure)) < sure).astype(np.float64)) for _ in range(DRAWS)])
-    intervals = [
-        binomtest(round(rate * count), int(count)).proportion_ci(method="wilson")
-        for rate, count in zip(accuracy, counts, strict=True)
-    ]
+    intervals = [wilson(round(rate * count), int(count)) for rate, count in zip(accuracy, counts, strict=True)]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     reliability = pd.DataFrame(
         {
@@ -166,8 +162,8 @@ def _calibration(
             "highest": sure[starts + counts - 1],
             "confidence": confidence,
             "accuracy": accuracy,
-            "low": [float(interval.low) for interval in intervals],
-            "high": [float(interval.high) for interval in intervals],
+            "low": [low for low, _ in intervals],
+            "high": [high for _, high in intervals],
         }
     )
     return Calibration(

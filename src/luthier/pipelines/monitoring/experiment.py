@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chisquare
+from scipy.special import chdtrc
 
 from luthier.pipelines.monitoring.sequential import FEWEST, Arm, lower_bound, p_above
 from luthier.stats import holm
@@ -185,7 +185,7 @@ def check_assignment(subjects: pd.DataFrame, weights: Mapping[str, float]) -> As
     dealt = [name for name, weight in weights.items() if weight > 0]
     p: float | None = None
     if len(dealt) > 1 and min(expected[name] for name in dealt) >= _FEWEST_EXPECTED:
-        p = float(chisquare([seen[name] for name in dealt], [expected[name] for name in dealt]).pvalue)
+        p = float(chdtrc(len(dealt) - 1, sum((seen[name] - expected[name]) ** 2 / expected[name] for name in dealt)))
     broken = None
     if stray := [name for name, weight in weights.items() if weight == 0 and seen[name]]:
         broken = f"Subjects were dealt to {stray[0]}, whose weight is 0."

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, fisher_exact
 
 from luthier.pipelines.monitoring.sequential import p_below
 from luthier.pipelines.monitoring.subjects import OURS
 from luthier.serving.records.labels import is_right
+from luthier.stats import wilson
 from luthier.text.pii import PLACEHOLDER
 
 _ODD = 0.01
@@ -36,8 +36,7 @@ class Share:
         """Return a share with its interval."""
         if not of:
             return cls(0, 0, None, None)
-        interval = binomtest(good, of).proportion_ci(method="wilson")
-        return cls(good, of, float(interval.low), float(interval.high))
+        return cls(good, of, *wilson(good, of))
 
     @property
     def value(self) -> float | None:
@@ -83,6 +82,8 @@ def fallen(votes: "pd.Series[bool]", window: int, fall: float, alpha: float) -> 
 
 
 def _lower(before: "pd.Series[bool]", now: "pd.Series[bool]", fall: float, alpha: float) -> dict[str, Any]:
+    from scipy.stats import fisher_exact  # here, as every command would wait for it
+
     table = [[int(now.sum()), int((~now).sum())], [int(before.sum()), int((~before).sum())]]
     p = float(fisher_exact(table, alternative="less").pvalue)
     shares = [Share.counted(good, good + bad) for good, bad in table]

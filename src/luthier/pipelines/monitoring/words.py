@@ -7,8 +7,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.preprocessing import normalize
 
 from luthier.text.pii import PLACEHOLDER
 from luthier.text.profile import WORD
@@ -26,12 +24,11 @@ def words_of(text: str | None) -> list[str]:
     return WORD.findall(PLACEHOLDER.sub(" ", text).casefold()) if text else []
 
 
-_HASHING = HashingVectorizer(analyzer=words_of, n_features=_PLACES, binary=True, norm=None, alternate_sign=False)
-
-
 def hashed(texts: Iterable[str | None]) -> sparse.csr_matrix:
     """Return which words are in each text, shape (texts, 262144): ones and zeros."""
-    return _HASHING.transform(texts)
+    from sklearn.feature_extraction.text import HashingVectorizer  # here, as every command would wait for it
+
+    return HashingVectorizer(analyzer=words_of, n_features=_PLACES, binary=True, norm=None, alternate_sign=False).transform(texts)
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def folded(found: sparse.csr_matrix) -> sparse.csr_matrix:
     shape = (found.shape[0], DIMENSIONS)
     weights = sparse.csr_matrix((_rarity(found)[found.indices], found.indices % DIMENSIONS, found.indptr), shape, copy=True)
     weights.sum_duplicates()
-    return normalize(weights)
+    return _of_length_1(weights)
 
 
 def _rarity(found: sparse.csr_matrix) -> Floats:
@@ -102,4 +99,10 @@ def _rarity(found: sparse.csr_matrix) -> Floats:
 
 
 def _weighted(found: sparse.csr_matrix, rarity: Floats) -> sparse.csr_matrix:
-    return normalize(found.multiply(rarity).tocsr())
+    return _of_length_1(found.multiply(rarity).tocsr())
+
+
+def _of_length_1(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    from sklearn.preprocessing import normalize
+
+    return normalize(rows)
