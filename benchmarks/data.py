@@ -3,7 +3,7 @@
 `make bench PART=data` takes 200,000 rows, or as many as DATA_RECORDS says, and 20,000 (DATA_PEER_RECORDS) against peers,
 which run in environments of their own under .bench/. `make bench PART=data-memory` compares the peak memory of the chain
 over two sizes: 100,000 and 1,000,000 rows, or what DATA_MEMORY_RECORDS says (`20000,200000`). `make bench PART=data-scaling`
-compares one worker with two, over 40,000 rows (DATA_SCALING_RECORDS).
+compares one worker with two, over 8,000 rows (DATA_SCALING_RECORDS).
 
 Times are CPU seconds of a process and all that it started, so that a busy machine and the number of cores change little; those of
 scaling are by the clock.
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORDS = int(os.environ.get("DATA_RECORDS", 200_000))
 PEER_RECORDS = min(RECORDS, int(os.environ.get("DATA_PEER_RECORDS", 20_000)))
 MEMORY_RECORDS = tuple(map(int, os.environ.get("DATA_MEMORY_RECORDS", "100000,1000000").split(",")))
-SCALING_RECORDS = int(os.environ.get("DATA_SCALING_RECORDS", 40_000))
+SCALING_RECORDS = int(os.environ.get("DATA_SCALING_RECORDS", 8_000))
 REPEATS = 3
 MODEL = "packaged:smollm2-135m-instruct"
 NEAR_THRESHOLD = 0.7
