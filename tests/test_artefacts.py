@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -267,3 +268,16 @@ def test_writing_atomically_makes_folders_replaces_and_leaves_no_temporary_file(
         write_atomically(path, text)
         assert path.read_text(encoding="utf-8") == text
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_who_may_read_a_file_stays_as_it_was_though_nobody_may_write_it():
+    # root may write anything: it becomes somebody else, once all is imported
+    script = "import os, sys; from pathlib import Path; from luthier.artefacts import write_atomically; "
+    script += "os.getuid() or os.setuid(65534); write_atomically(Path(sys.argv[1]), 'new', 0o444)"
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        file = Path(place, "file")
+        file.write_text("old")
+        subprocess.run([sys.executable, "-c", script, str(file)], check=True)
+        assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o444)
+        assert [path.name for path in Path(place).iterdir()] == ["file"]

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.errors import UserError
-from luthier.lineage import UNKNOWN, FolderInput, FolderSource, commit, continued, environment, flatten, local_changes, run_facts
+from luthier.lineage import UNKNOWN, FolderInput, FolderSource, commit, environment, flatten, local_changes
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 
 NESTED = st.recursive(
@@ -110,33 +109,3 @@ def test_a_folder_is_an_mlflow_input_with_its_digest(tmp_path):
     assert entry.to_dict()["name"] == "examples"
     source = FolderSource.from_dict(entry.source.to_dict())
     assert source.load() == str(tmp_path)
-
-
-def facts(pipeline, parameters=None, at="c1", **params):
-    """Return what one command records."""
-    names = [pipeline] if pipeline else None
-    return run_facts({"pipeline_names": names, "env": "test", **params}, parameters or {"seed": 0}, at)
-
-
-def test_commands_that_share_a_run_are_one_run_of_their_pipelines():
-    both = continued(facts("training"), facts("data_processing"))
-    assert both == facts("data_processing") | {"pipelines": ["data_processing", "training"]}
-    assert continued(facts("training"), both) == both  # tried again
-    assert continued(facts("inference"), facts(None))["pipelines"] == ["__default__", "inference"]
-    with pytest.raises(UserError, match="has run data_processing, training; data_processing once more"):
-        continued(facts("data_processing"), both)
-
-
-@pytest.mark.parametrize(
-    ("second", "told"),
-    [
-        (facts("training", {"seed": 1}), "seed was 0 and is 1"),
-        (facts("training", {"seed": 0, "epochs": 2}), "epochs was None and is 2"),
-        (facts("training", env="cluster"), "begun with --env test"),
-        (facts("training", at="c2"), "begun with the commit c1, and this is c2"),
-        (facts("training", node_names=["plan"]), "select no nodes"),
-    ],
-)
-def test_what_could_not_be_done_again_as_one_is_refused(second, told):
-    with pytest.raises(UserError, match=told):
-        continued(second, facts("data_processing"))

@@ -51,16 +51,19 @@ def write_atomically(path: Path, text: str | bytes, mode: int | None = None) -> 
     Args:
         path: of the file.
         text: what to write.
-        mode: who may read it, before a byte of it is there; None leaves that to the system.
+        mode: who may read it, at no moment anybody else; None leaves that to the system.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.touch()
-    if mode is not None:
-        temporary.chmod(mode)
-    temporary.write_bytes(text if isinstance(text, bytes) else text.encode())
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.touch(0o666 if mode is None else 0o600)
+        temporary.write_bytes(text if isinstance(text, bytes) else text.encode())
+        if mode is not None:
+            temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 

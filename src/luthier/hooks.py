@@ -45,7 +45,6 @@ class ParameterHooks:
         """
         from luthier.pipeline_registry import register_pipelines
 
-        _check_begun()
         missing = sorted(
             name for name in pipeline.inputs() if not name.startswith("param") and not (name in catalog and catalog.exists(name))
         )
@@ -61,27 +60,6 @@ class ParameterHooks:
         raise UserError("These inputs do not exist yet:\n  " + "\n  ".join(told))
 
 
-def _check_begun() -> None:
-    """See that there is the run that MLFLOW_RUN_ID names.
-
-    Raises:
-        UserError: if there is not.
-    """
-    from luthier.lineage import RUN_VARIABLE
-
-    begun = os.environ.get(RUN_VARIABLE)
-    if not begun:
-        return
-    import mlflow
-
-    try:
-        mlflow.get_run(begun)
-    except mlflow.MlflowException as error:
-        raise UserError(
-            f"{RUN_VARIABLE}: there is no run {begun} in this MLflow. `kedro begin` begins one, or unset it."
-        ) from error
-
-
 def _made_by(maker: str | None, dataset: Any) -> str:
     if maker is not None:
         return f"made by `kedro run --pipeline {maker}`"
@@ -95,6 +73,51 @@ def _resolved(parameters: dict[str, Any]) -> dict[str, Any]:
 
     known = {name: block for name, block in parameters.items() if name in PARAMETERS and isinstance(block, dict)}
     return parameters | {name: PARAMETERS[name].model_validate(block) for name, block in known.items()}
+
+
+def _facts(root: Path, run_params: dict[str, Any], catalog: DataCatalog, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a run does and from what, with what was done in the same MLflow run before, and all parameters.
+
+    Raises:
+        UserError: if that could not have been one run.
+    """
+    import mlflow
+
+    from luthier.chain import read_artefact
+    from luthier.lineage import RUN_FACTS, commit, local_changes, run_facts, sessions_of
+    from luthier.pipeline_registry import TOGETHER
+    from luthier.shared_run import continued
+
+    parameters = _resolved(catalog.load("parameters") if "parameters" in catalog else {})
+    facts = run_facts(run_params, parameters, commit(root), local_changes(root))
+    if sessions_of(run.data.tags) and (earlier := read_artefact(run.info.run_id, RUN_FACTS, mlflow.MlflowClient())):
+        facts = continued(facts, earlier, TOGETHER, run.info.status == "FINISHED")
+    return facts, parameters
+
+
+class SharedRunHooks:
+    """Goes on with the run that MLFLOW_RUN_ID names, if both could be one run; before kedro-mlflow opens it."""
+
+    def __init__(self) -> None:
+        """Start without a project."""
+        self._context: Any = None
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Remember the project; kedro-mlflow lays its settings beside it."""
+        self._context = context
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+        """See that the run can be gone on with.
+
+        Raises:
+            UserError: if not.
+        """
+        from luthier.shared_run import VARIABLE, begun
+
+        if VARIABLE in os.environ and (run := begun(os.environ, self._context.mlflow.tracking.experiment.name)):
+            _facts(Path(self._context.project_path), run_params, catalog, run)
 
 
 class LineageHooks:
@@ -118,39 +141,24 @@ class LineageHooks:
         import mlflow
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        from luthier.chain import read_artefact
-        from luthier.lineage import (
-            RUN_FACTS,
-            SESSION,
-            commit,
-            continued,
-            environment,
-            flatten,
-            local_changes,
-            run_facts,
-            sessions_of,
-        )
+        from luthier.lineage import RUN_FACTS, SESSION, environment, flatten, local_changes, sessions_of
 
         self._recorded, self._catalog = set(), catalog
         run = mlflow.active_run()
         if not run:
             return
-        parameters = _resolved(catalog.load("parameters") if "parameters" in catalog else {})
-        checked_out = commit(self._root)
-        facts = run_facts(run_params, parameters, checked_out)
-        before = sessions_of(run.data.tags)
-        if before and (earlier := read_artefact(run.info.run_id, RUN_FACTS, mlflow.MlflowClient())):
-            facts = continued(facts, earlier)
-            mlflow.set_tag("mlflow.runName", ", ".join(facts["pipelines"]))
-        changes = local_changes(self._root)
+        facts, parameters = _facts(self._root, run_params, catalog, run)
+        before, changes = sessions_of(run.data.tags), local_changes(self._root)
         mlflow.set_tags(
             {
-                "luthier.git_commit": checked_out,
-                "luthier.git_dirty": str(bool(changes) or run.data.tags.get("luthier.git_dirty") == "True"),
+                "luthier.git_commit": facts["commit"],
+                "luthier.git_dirty": str(bool(changes)),
                 SESSION: " ".join([*before, str(run_params["run_id"])]),
                 **environment(run_params),
             }
         )
+        if before:
+            mlflow.set_tag("mlflow.runName", ", ".join(facts["pipelines"]))
         if changes:
             mlflow.log_text(changes, "lineage/local_changes.diff")
         flat = flatten(parameters)

@@ -10,11 +10,8 @@ from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source import DatasetSource
 
 from luthier.artefacts import hash_of
-from luthier.errors import UserError
 
 UNKNOWN = "unknown"
-RUN_VARIABLE = "MLFLOW_RUN_ID"
-"""MLflow's variable with the run that a `kedro run` goes on with; `kedro begin` makes one."""
 SESSION = "luthier.session"
 """Tag of a run: the version of every data set that it makes; of several `kedro run` in one MLflow run, all of them in order."""
 RUN_FACTS = "lineage/run.json"
@@ -70,57 +67,24 @@ def environment(run_params: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def run_facts(run_params: Mapping[str, Any], parameters: Any, commit: str) -> dict[str, Any]:
-    """Return, as JSON, the pipelines and nodes that were run, all their parameters, resolved, and the commit."""
+def run_facts(run_params: Mapping[str, Any], parameters: Any, commit: str, changes: str) -> dict[str, Any]:
+    """Return, as JSON, what a run does and from what.
+
+    Args:
+        run_params: of Kedro: pipelines, nodes, environment.
+        parameters: all, resolved.
+        commit: that is checked out.
+        changes: to it, from `local_changes`.
+    """
     selected = {name: run_params[name] for name in _SELECTION if run_params.get(name)}
     return {
         "pipelines": list(run_params.get("pipeline_names") or []),
         "env": run_params.get("env"),
         "commit": commit,
+        "changes": hash_of(changes) if changes else None,
         "selected": _plain(selected),
         "parameters": _plain(parameters),
     }
-
-
-def continued(facts: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of a `kedro run` together with those of the ones before it in the same MLflow run.
-
-    The last pipeline may be run again, as after a failure. One before it may not: MLflow keeps one version of each data set, and
-    the run would say that what came after was made from the newest.
-
-    Args:
-        facts: from `run_facts`.
-        earlier: the same of those before.
-
-    Raises:
-        UserError: if they cannot be done again as one: other parameters, another environment or commit, single nodes, an earlier
-            pipeline.
-    """
-    if facts["selected"] or earlier["selected"]:
-        raise UserError("A run that several `kedro run` share (MLFLOW_RUN_ID) has whole pipelines: select no nodes.")
-    for what, name in (("--env", "env"), ("the commit", "commit")):
-        if facts[name] != earlier.get(name):
-            raise _other(f"with {what} {earlier.get(name)}, and this is {facts[name]}")
-    now, before = flatten(facts["parameters"]), flatten(earlier["parameters"])
-    changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
-    if changed:
-        told = "\n  ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
-        raise _other(f"with other parameters:\n  {told}")
-    done, asked = (one["pipelines"] or ["__default__"] for one in (earlier, facts))
-    if asked == done[-len(asked) :]:  # once more, as after a failure
-        return facts | {"pipelines": done}
-    if repeated := [name for name in asked if name in done]:
-        raise _other(f"and has run {', '.join(done)}; {', '.join(repeated)} once more would put other data under what came after")
-    return facts | {"pipelines": [*done, *asked]}
-
-
-def _other(why: str) -> UserError:
-    return UserError(f"The run in MLFLOW_RUN_ID was begun {why}. `kedro begin` begins another one.")
-
-
-def without_run(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a command that has a run of its own."""
-    return {name: value for name, value in environ.items() if name != RUN_VARIABLE}
 
 
 def sessions_of(tags: Mapping[str, str]) -> list[str]:

@@ -32,8 +32,12 @@ PARAMETERS: dict[str, type[BaseModel]] = {
 }
 
 
+TOGETHER = ("data_processing", "training", "evaluation", "deployment")
+"""The rooms that make a model, in the order in which they run: `kedro run` runs these."""
+
+
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return each room, and those that make a model together, in the order in which they run.
+    """Return each room, and those that make a model together.
 
     Nodes carry the name of their room as a tag: Kedro-Viz filters by it, and orchestrators group by it.
     """
@@ -42,7 +46,8 @@ def register_pipelines() -> dict[str, Pipeline]:
         "training": training.create_pipeline(),
         "evaluation": evaluation.create_pipeline(),
         "deployment": deployment.create_pipeline(),
+        "inference": inference.create_pipeline(),
+        "monitoring": monitoring.create_pipeline(),
     }
-    beside = {"inference": inference.create_pipeline(), "monitoring": monitoring.create_pipeline()}
-    tagged = {name: Pipeline(room, tags=name) for name, room in (rooms | beside).items()}
-    return {**tagged, "__default__": sum((tagged[name] for name in rooms), Pipeline([]))}
+    tagged = {name: Pipeline(room, tags=name) for name, room in rooms.items()}
+    return {**tagged, "__default__": sum((tagged[name] for name in TOGETHER), Pipeline([]))}

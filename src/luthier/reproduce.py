@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
+from luthier import shared_run
 from luthier.artefacts import hash_of_file
 from luthier.candidates import REGISTRY_VARIABLE
 from luthier.chain import Run
 from luthier.errors import UserError
-from luthier.lineage import commit, without_run
+from luthier.lineage import commit
 
 _ENVIRONMENT_PARTS = ("catalog*", "mlflow*", "globals*")
 
@@ -81,7 +82,7 @@ def reproduce(run: Run, root: Path, data: str, folder: Path, tracking_uri: str) 
         REGISTRY_VARIABLE: tracking_uri,
         "KEDRO_DISABLE_TELEMETRY": "1",
     }
-    done = subprocess.run(_command(run, folder), cwd=root, env=without_run(os.environ) | settings)
+    done = subprocess.run(_command(run, folder), cwd=root, env=shared_run.without(os.environ) | settings)
     if done.returncode:
         raise UserError(f"The second run failed with exit code {done.returncode}; it lies in {folder}.")
     return _only_run(folder)

@@ -197,6 +197,18 @@ def test_a_link_to_a_raw_file_stays_one_and_a_private_file_private(home):
     assert (ANNA in real.read_text(), real.stat().st_mode & 0o777) == (False, 0o600)
 
 
+def test_a_link_into_a_store_is_replaced_and_the_store_left_as_it_is(home):
+    raw = Path(home.raw[0].location)
+    stored = raw.with_name("0cc175b9")
+    raw.rename(stored)
+    raw.symlink_to(stored)
+    stored.chmod(0o444)
+    erase(find(wanted(), home, {}), home, the_record(home), "")
+    assert not raw.is_symlink()
+    assert ANNA not in raw.read_text()
+    assert ANNA in stored.read_text()  # `dvc gc` removes it
+
+
 def test_a_number_in_a_report_is_no_row(home):
     report = next(dataset for dataset in home.others if dataset.name == "figures")
     save_document(report, OLD, {"examples": 12, "worst": [{"count": "12", "text": "x"}]})

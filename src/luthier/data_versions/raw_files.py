@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -151,8 +152,10 @@ def take_out(found: RawRows) -> None:
         kept = _WITHOUT[found.file.format](content, set(found.lines))
         packed = _COMPRESS[ending](kept) if ending in COMPRESSED else kept
         if "://" not in location:
-            target = Path(location).resolve()  # a link stays one
-            write_atomically(target, packed, target.stat().st_mode)
+            place, mode = Path(location), Path(location).stat().st_mode
+            # a link stays one; but what nobody may write belongs to a store, such as DVC's, which knows it by its hash
+            target = place.resolve() if mode & stat.S_IWUSR else place
+            write_atomically(target, packed, mode)
             return
         storage, path = fsspec.url_to_fs(location)
         storage.pipe_file(path, packed)

@@ -21,10 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier import shared_run
 from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.github import start
-from luthier.lineage import without_run
 from luthier.registry import Line, Registry
 from luthier.serving.keys import ADMIN_VARIABLE
 from luthier.serving.records.feedback import corrections
@@ -184,7 +184,7 @@ class Actor:
             subprocess.Popen(
                 [*command, *(["--params", given] if given else [])],
                 cwd=self.project,
-                env=without_run(os.environ),
+                env=shared_run.without(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

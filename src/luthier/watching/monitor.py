@@ -16,8 +16,8 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
+from luthier import shared_run
 from luthier.errors import UserError
-from luthier.lineage import without_run
 from luthier.registry import Registry
 from luthier.remote import open_storage
 from luthier.watching.acts import Actor, HeldBackError, Limits
@@ -133,7 +133,7 @@ def run_monitoring(project: Path, env: str | None) -> None:
     """
     command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring", *(["--env", env] if env else [])]
     try:
-        done = subprocess.run(command, cwd=project, env=without_run(os.environ), check=False, timeout=LONGEST_LOOK)
+        done = subprocess.run(command, cwd=project, env=shared_run.without(os.environ), check=False, timeout=LONGEST_LOOK)
     except subprocess.TimeoutExpired:
         raise UserError(f"The pipeline monitoring was ended: it took longer than {LONGEST_LOOK:,.0f} s.") from None
     if done.returncode:

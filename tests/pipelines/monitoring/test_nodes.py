@@ -119,6 +119,13 @@ def test_drift_asks_for_a_retraining_and_says_what_is_new(tmp_path):
         ({"user": "{{ q }}", "assistant": "{{ a }}", "label": "{{ a }}"}, " order ", "order"),
         ({"user": "{{ q }}", "assistant": "{{ a }}", "label": "{{ q[:1] }}"}, "order", None),  # no function of the answer
         ({"user": "{{ q }}", "assistant": "{{ a }}"}, "order", None),
+        ({"user": "{{ q }}", "assistant": "{{ a }}", "label": "{{ a }}"}, "true", "true"),
+        ({"user": "{{ q }}", "assistant": "{{ a }}", "label": "{{ a }}"}, "1e3", "1e3"),
+        ({"user": "{{ q }}", "assistant": "{{ a | json }}", "label": "{{ a.topic }}"}, '{ "topic": "order" }', "order"),
+        ({"user": "{{ q }}", "assistant": "{{ a | json }}", "label": "{{ a.topic }}"}, "I can not say", ""),
+        ({"user": "{{ q }}", "assistant": "Category: {{ a }}", "label": "{{ a }}"}, "Category: order", None),
+        ({"user": "{{ q }}", "assistant": "{{ a | upper }}", "label": "{{ a }}"}, "ORDER", None),
+        ({"user": "{{ q }}", "assistant": "{{ a.topic }}", "label": "{{ a.topic }}"}, "order", None),
         ({}, "order", "order"),
         ({}, None, None),
     ],

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -86,26 +87,37 @@ def messages_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def label_of(answer: Any, data: DataParameters) -> str | None:
     """Return an answer's label, as the data's template makes it of a right answer.
 
-    The answer stands for the one column that `data.assistant` reads. Without templates a labelled text's answer is its label.
+    The answer stands for the one column that `data.assistant` writes, as it is or as JSON. Without templates a labelled text's
+    answer is its label.
 
     Returns:
-        None if there is no answer, or if the label is no function of it; empty if the answer has none.
+        None if there is no answer, or if the label cannot be told from it; empty if the answer has none.
     """
     if not isinstance(answer, str):
         return None
-    if data.label is None or data.assistant is None:
-        return answer.strip() if data.label is None and data.assistant is None else None
-    read = columns_of_template(data.assistant)
-    if len(read) != 1 or columns_of_template(data.label) != read:
+    if data.label is None and data.assistant is None:
+        return answer.strip()
+    column, is_json = _column_of(data.assistant or "", data.label or "")
+    if column is None or data.label is None:
         return None
     try:
-        value = strict_json(answer)
-    except ValueError:
-        value = answer
-    try:
-        return render(data.label, dict.fromkeys(read, value)).strip()
-    except RowError:
+        return render(data.label, {column: strict_json(answer) if is_json else answer}).strip()
+    except (RowError, ValueError):
         return ""
+
+
+@lru_cache(maxsize=8)
+def _column_of(assistant: str, label: str) -> tuple[str | None, bool]:
+    """Return the column that a right answer is, and whether as JSON; None if an answer says too little of the label."""
+    read = columns_of_template(assistant)
+    if len(read) != 1 or columns_of_template(label) != read:
+        return None, False
+    (column,) = read
+    try:
+        written = render(assistant, {column: "probe"})
+    except RowError:  # it writes a part of the column
+        return None, False
+    return (column, written != "probe") if written in ("probe", '"probe"') else (None, False)
 
 
 def _features(texts: list[str | None]) -> dict[str, Any]:
