@@ -219,7 +219,7 @@ def test_a_pull_request_from_its_first_check_to_its_rollback(tmp_path, capsys):
         show(third, good=False)
         assert third.outcomes()["Some of the users try it"] == "skipped"
         assert third.outcomes()["Take it back"] == "success"
-        assert answers("the invoice")[0] == "1"
+        until(lambda: answers("the invoice")[0] == "1", 30)  # the gateway looks at the log every second
         log = subprocess.run(
             command("models", "--log", "--env", "test"),
             cwd=workspace,
