@@ -63,5 +63,6 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
 
 def _drift_in_words(drift: dict[str, Any]) -> str:
     windows = [window for window in drift["windows"][-3:] if window["drifted"]]
-    changed = sorted({change["feature"] for window in windows for change in window["changes"] if change["drifted"]})
+    features = {change["feature"] for window in windows for change in window["changes"] if change["drifted"]}
+    changed = sorted(feature.replace("_", " ") for feature in features)
     return f"Requests differ from the training messages in {len(windows)} of the last three windows ({', '.join(changed)})."
