@@ -7,6 +7,7 @@ import json
 import random
 import re
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -90,6 +91,14 @@ def log_of(project) -> list[dict]:
 def newest(project, name):
     files = sorted((project / f"data/08_reporting/{name}.json").glob("*/*.json"))
     return json.loads(files[-1].read_text()) if files else None
+
+
+def ask(address, text) -> tuple[str, str]:
+    """Return the version that answered, and its likeliest answer: drawn by chance, one in some is wrong."""
+    body = {"model": "champion", "messages": [{"role": "user", "content": text}], "temperature": 0}
+    key = {"Authorization": "Bearer sk-client-0123456789"}
+    answer = requests.post(f"{address}/v1/chat/completions", json=body, headers=key, timeout=60)
+    return answer.headers["x-luthier-version"], answer.json()["choices"][0]["message"]["content"]
 
 
 @pytest.mark.slow
@@ -180,13 +189,12 @@ def test_the_loop_closes(project, capsys):
         assert line["who"].startswith("kedro monitor")
         assert "guardrail" in line["reason"]
         tell(f"taken back: {line['reason']}")
-        answer = requests.post(
-            f"{address}/v1/chat/completions",
-            json={"model": "champion", "messages": [{"role": "user", "content": "the old brake"}]},
-            headers={"Authorization": "Bearer sk-client-0123456789"},
-            timeout=60,
-        )
-        assert answer.headers["x-luthier-version"] == "2"
-        assert answer.json()["choices"][0]["message"]["content"] == '{"intent":"repair"}'
+        taken_back = [
+            ask(address, record["text"]) == ("2", record["answer"])
+            for file in (usual, changed)
+            for record in map(json.loads, Path(file).read_text().splitlines()[:20])
+        ]
+        tell(f"version 2 answers again, {sum(taken_back)} of 40 rightly")
+        assert sum(taken_back) >= 36  # of 40: the tiny model errs now and then
         assert all(process.poll() is None for process in processes.values())
     assert time.monotonic() - began < 600
