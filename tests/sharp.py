@@ -1,5 +1,8 @@
-"""The tiny model with sharper weights than it is built with, so that its answers differ from prompt to prompt."""
+"""The tiny model with another template, or with sharper weights, so that its answers differ from prompt to prompt."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,18 @@ def folders_in(folder: Path) -> FolderParameters:
     place = str(folder)
     work = f"{place}/data/06_models/work"
     return FolderParameters(root=place, base_models=f"{place}/models", shards=f"{place}/data/02_intermediate/work", work=work)
+
+
+def with_template(base, folder, template):
+    """Return the base with another chat template."""
+    shutil.copytree(base.folder, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    if template:
+        settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return dataclasses.replace(base, folder=folder, identity="another template")
 
 
 def sharp_tiny(folder: Path) -> tuple[Any, Any]:

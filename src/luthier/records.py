@@ -1,8 +1,14 @@
-"""Arrow schemas of the tables that pass between rooms. Explicit, so that no first row decides a type."""
+"""Arrow schemas of the tables that pass between rooms, and what several rooms read out of them.
+
+Schemas are explicit, so that no first row decides a type.
+"""
 
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+
+from luthier.shards import Shards
 
 MESSAGE = pa.struct(
     [
@@ -110,3 +116,17 @@ def user_text(messages: Any) -> str:
     """Return what the user says, turn after turn; of a conversation without a user, all that is said."""
     turns = [message["content"] or "" for message in messages if message["role"] == "user"]
     return "\n".join(turns or [message["content"] or "" for message in messages])
+
+
+def held_out(records: Shards, examples: Shards, limit: int | None) -> pd.DataFrame:
+    """Return the test records that became examples, sorted by id.
+
+    Args:
+        records: of schema `records.SPLIT_RECORD`.
+        examples: of schema `records.EXAMPLE`.
+        limit: how many at most; None for all. Keys are hashes, so those with the least key are a sample of all sources.
+    """
+    table = records.to_pandas()
+    used = set(examples.to_pandas(["id"])["id"])
+    table = table[(table["split"] == "test") & table["id"].isin(used)].sort_values("key")
+    return (table.head(limit) if limit else table).sort_values("id").reset_index(drop=True)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from luthier.errors import UserError
@@ -52,14 +53,20 @@ def _special(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
+def _shield(special: re.Pattern[str], text: str) -> str:
+    return special.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", text.replace(_OPEN, "").replace(_CLOSE, ""))
+
+
 def _shielded(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return the turns as templates expect them; special tokens that stand in a message itself are put between marks."""
     special = _special(tokenizer)
     shielded = []
     for message in messages:
-        content = message["content"].replace(_OPEN, "").replace(_CLOSE, "")
-        turn: dict[str, Any] = {name: value for name, value in message.items() if value is not None}
-        turn["content"] = special.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", content)
+        turn: dict[str, Any] = {
+            name: value if name == "role" else _shield(special, str(value))
+            for name, value in message.items()
+            if value is not None
+        }
         if "tool_calls" in turn:
             turn["tool_calls"] = json.loads(turn["tool_calls"])
         shielded.append(turn)
@@ -112,6 +119,19 @@ def check_template(tokenizer: Any) -> None:
         raise UserError("The base model's tokenizer has no chat template: choose an instruction-tuned model (model.base).")
 
 
+def writes_calls(tokenizer: Any) -> bool:
+    """Tell whether the chat template writes an assistant's tool calls: many leave them out without a word."""
+    call = {"id": "call00001", "type": "function", "function": {"name": "probe_of_calls", "arguments": "{}"}}
+    asked: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": json.dumps([call])},
+    ]
+    try:
+        return "probe_of_calls" in _text(tokenizer, asked, ask=False)
+    except TemplateError:
+        return False
+
+
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Return the tokens after which the assistant's answer begins.
 
@@ -143,6 +163,7 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
 
     Raises:
         UserError: if the template rewrites earlier turns when later ones follow, so that no cut is exact.
+        jinja2.TemplateError: if the template refuses a conversation, such as one with a system turn.
     """
     befores, afters, owners = [], [], []
     pieces: list[tuple[int, str, bool]] = []  # conversation, text, learn
@@ -172,6 +193,13 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
             found[number].answers.append((len(tokens), len(tokens) + len(ids)))
         tokens.extend(ids)
     return found
+
+
+def spoken_answer(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return the last answer as a model says it: with its tool calls in the words of the chat template."""
+    encoded = encode(tokenizer, messages)
+    begin, end = encoded.answers[-1]
+    return str(tokenizer.decode(encoded.input_ids[begin:end], skip_special_tokens=True)).strip()
 
 
 def end_tokens(tokenizer: Any) -> list[int]:

@@ -1,10 +1,9 @@
 """Every conversation becomes an example or is counted with the reason; packing loses none and mixes none."""
 
-import dataclasses
 import json
-import shutil
 
 import pytest
+from sharp import with_template
 from tables import record, serial, split_records
 
 from luthier.configuration import FolderParameters, ModelParameters
@@ -13,7 +12,7 @@ from luthier.models import load_tokenizer, resolve_base
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.pipelines.data_processing.tokenise import tokenise
 from luthier.records import EXAMPLE, PACKED
-from luthier.text.chat import encode, encode_prompt
+from luthier.text.chat import encode, encode_prompt, writes_calls
 
 
 @pytest.fixture
@@ -27,18 +26,6 @@ def base(tmp_path):
 def tokenizer(base):
     """Return its tokenizer."""
     return load_tokenizer(base)
-
-
-def with_template(base, folder, template):
-    """Return the base with another chat template."""
-    shutil.copytree(base.folder, folder)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    if template:
-        settings["chat_template"] = template
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return dataclasses.replace(base, folder=folder, identity="another template")
 
 
 def records(lengths, sides=("train", "test"), rows_per_shard=50_000):
@@ -81,15 +68,52 @@ def test_an_example_does_not_depend_on_the_others(base):
 
 
 def test_nothing_left_to_train_or_to_test_on_is_told(base):
-    with pytest.raises(UserError, match="No (train|test) example has at most 20 tokens"):
+    with pytest.raises(
+        UserError, match=r"No (train|test) example is left of 2 conversations: 2 are left out: longer than 20 tokens.*max_tokens"
+    ):
         run(records([50, 50]), base, max_tokens=20)
-    with pytest.raises(UserError, match="No test example has at most 100 tokens"):
+    with pytest.raises(UserError, match=r"No test example is left of 2 .* 1 are left out: longer than 100 tokens"):
         run(records([5, 500]), base, max_tokens=100)
 
 
 def test_a_tokenizer_without_a_template_is_told(base, tmp_path):
     with pytest.raises(UserError, match="no chat template"):
         run(records([5, 5]), with_template(base, tmp_path / "none", None))
+
+
+CALLS = json.dumps([{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}])
+
+
+def calling(number):
+    """Return a record whose answer is a tool call."""
+    row = record(f"question {number}", "", f"call-{number}")
+    row["messages"][-1]["tool_calls"] = CALLS
+    return row
+
+
+def test_rows_whose_calls_the_template_leaves_out_teach_nothing_and_are_counted(tokenizer, base):
+    assert not writes_calls(tokenizer)
+    rows = [*(calling(n) for n in range(4)), *(record(f"question {n}", "sunny", f"said-{n}") for n in range(4))]
+    examples, dropped, _ = run(split_records(rows), base)
+    assert {row["id"] for row in examples} == {f"said-{n}" for n in range(4)}
+    assert {row["id"] for row in dropped} == {f"call-{n}" for n in range(4)}
+    assert {row["reason"] for row in dropped} == {"the base model's chat template leaves out tool calls"}
+    with pytest.raises(UserError, match=r"leaves out tool calls.*model\.base"):
+        run(split_records([calling(n) for n in range(4)]), base)
+
+
+def test_rows_that_the_template_refuses_are_counted_with_its_words(base, tmp_path):
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    )
+    refusing = with_template(base, tmp_path / "refusing", template)
+    rows = [record(f"question {n}", "sunny", f"r{n}") for n in range(8)]
+    for row in rows[:2]:
+        row["messages"].insert(0, {"role": "system", "content": "Be kind."})
+    examples, dropped, _ = run(split_records(rows), refusing)
+    assert {row["id"] for row in examples} == {f"r{n}" for n in range(2, 8)}
+    assert {row["reason"] for row in dropped} == {"the base model's chat template refuses it: System role not supported"}
 
 
 def test_what_a_template_leaves_out_is_counted_and_dropped(base, tmp_path):

@@ -196,27 +196,30 @@ def test_the_node_packages_once_and_makes_anew_what_has_changed(arguments):
         package_model(**arguments, **made)
 
 
-def test_the_parity_node_compares_the_first_test_conversations(arguments, base, tuned, tmp_path):
+def test_the_parity_node_compares_test_conversations_that_became_examples(arguments, base, tuned, tmp_path):
     import pyarrow as pa
 
     from luthier.shards import write_shards
 
     rows = [
         {
+            "key": f"{number:02}",
             "id": f"{number:02}",
             "split": "test" if number % 2 else "train",
             "messages": [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": f"answer {number}"}],
         }
         for number in range(10)
     ]
+    rows.append({"key": "00", "id": "too long", "split": "test", "messages": [{"role": "user", "content": "x" * 100_000}] * 2})
     records = write_shards(pa.Table.from_pylist(rows), tmp_path / "records")
+    examples = write_shards(pa.table({"id": [f"{number:02}" for number in range(10)]}), tmp_path / "examples")
     package = make(tmp_path / "package", base, tuned)
-    figures = check_parity(package=package, records=records, precision="fp32", **arguments)
+    figures = check_parity(package=package, records=records, examples=examples, precision="fp32", **arguments)
     assert (figures["conversations"], figures["equal_texts"], figures["near_ties"]) == (3, 3, 0)
     assert figures["largest_difference"] == 0
     wrong = make(tmp_path / "wrong", base, random_adapter(tmp_path / "wrong-tuned", base, seed=1))
     with pytest.raises(UserError, match="is not the evaluated one"):
-        check_parity(package=wrong, records=records, precision="fp32", **arguments)
+        check_parity(package=wrong, records=records, examples=examples, precision="fp32", **arguments)
     nothing = write_shards(pa.Table.from_pylist(rows[:1]), tmp_path / "nothing")
     with pytest.raises(UserError, match="no test conversation"):
-        check_parity(package=package, records=nothing, precision="fp32", **arguments)
+        check_parity(package=package, records=nothing, examples=examples, precision="fp32", **arguments)

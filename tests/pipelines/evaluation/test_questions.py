@@ -5,19 +5,23 @@ import json
 import pandas as pd
 import pytest
 import tables
-from sharp import folders_in
+from sharp import folders_in, with_template
 
-from luthier.configuration import DataParameters
+from luthier.configuration import DataParameters, ModelParameters
 from luthier.errors import UserError
+from luthier.models import load_tokenizer, resolve_base
 from luthier.pipelines.evaluation.nodes import prepare_questions
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
-from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
+from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, make_questions, spell_calls
 from luthier.pipelines.evaluation.robustness import Robustness
 from luthier.pipelines.evaluation.safety import Check
+from luthier.records import held_out
+from luthier.text.chat import encode
 from luthier.text.pii import placeholder
 from luthier.text.prepare import PromptSettings, ScrubSettings
 
 SYSTEM = "Be brief."
+TINY = ModelParameters(base="tiny:llama")
 SETTINGS = PromptSettings(system=SYSTEM, user="{{ body }}", assistant="{{ answer }}", scrub=ScrubSettings())
 CHECKS = [
     Check(name="plain", why="x", messages=[{"role": "user", "content": "Write to ann@shop.example"}], max_characters=9),
@@ -85,12 +89,43 @@ def test_another_model_is_asked_with_its_own_system_prompt(own):
 
 
 def test_only_test_records_that_became_examples_are_held_out():
-    rows = [tables.record(f"message {number}", "x", f"r{number}") for number in range(8)]
-    records = tables.split_records(rows)
+    records = tables.split_records([tables.record(f"message {number}", "x", f"r{number}") for number in range(8)])
     on_test = sorted(records.to_pandas().query("split == 'test'")["id"])
     examples = tables.shards([{"id": name} for name in on_test[1:]], tables.pa.schema([("id", tables.pa.string())]))
     assert held_out(records, examples, None)["id"].tolist() == on_test[1:]
-    assert held_out(records, examples, 2)["id"].tolist() == on_test[1:3]
+    some = held_out(records, examples, 2)["id"].tolist()
+    assert len(some) == 2
+    assert some == sorted(some)
+    assert set(some) < set(on_test[1:])
+
+
+def test_a_limit_takes_of_every_source_whatever_the_ids_are():
+    rows = [tables.record(f"message {n}", "x", f"{source}-{n}", source=source) for source in ("chat", "mail") for n in range(200)]
+    records = tables.split_records(rows, sides=("test",))
+    examples = tables.shards([{"id": row["id"]} for row in rows], tables.pa.schema([("id", tables.pa.string())]))
+    taken = held_out(records, examples, 100)["source"].value_counts()
+    assert taken["chat"] > 25
+    assert taken["mail"] > 25
+
+
+CALLS = json.dumps([{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Paris"}'}}])
+WRITES_CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "<tool_call>{{ call.function.name }} {{ call.function.arguments }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_right_answer_of_a_call_is_what_the_template_writes(tmp_path):
+    base = with_template(resolve_base(TINY, folders_in(tmp_path)), tmp_path / "calls", WRITES_CALLS)
+    asked = {"role": "user", "content": "Weather in Paris?"}
+    said = [asked, {"role": "assistant", "content": "Sunny."}]
+    calling = [asked, {"role": "assistant", "content": "", "tool_calls": CALLS}]
+    spelt = spell_calls(pd.Series([said, calling]), base)
+    assert spelt[0] == said
+    assert spelt[1] == [asked, {"role": "assistant", "content": '<tool_call>weather {"city":"Paris"}</tool_call>'}]
+    tokenizer = load_tokenizer(base)
+    assert encode(tokenizer, spelt[1]).input_ids == encode(tokenizer, calling).input_ids
 
 
 def test_an_empty_system_prompt_is_none():
@@ -108,7 +143,7 @@ def test_a_schema_that_cannot_be_followed_is_told_before_training(tmp_path):
     def plan(schema, constrain):
         parameters = EvaluationParameters(constrain=constrain, champion=None)
         settings = SETTINGS.model_dump(mode="json")
-        return prepare_questions(records, examples, settings, schema, data, parameters, folders_in(tmp_path), 0)[1]
+        return prepare_questions(records, examples, settings, schema, data, TINY, parameters, folders_in(tmp_path), 0)[1]
 
     good, bad = {"type": "string", "maxLength": 9}, {"not": {"type": "string"}}
     assert plan(good, True)["schema"] == good

@@ -1,7 +1,7 @@
 """Turn conversations into tokens with a mask over what is to be learnt; count what does not fit; pack what does."""
 
 import pickle
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from luthier.errors import UserError
@@ -19,7 +20,7 @@ from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.records import DROPPED, EXAMPLE, PACKED
 from luthier.shards import Shards, write_table
-from luthier.text.chat import Encoded, check_template, encode_all
+from luthier.text.chat import Encoded, check_template, encode_all, writes_calls
 from luthier.text.prepare import Message
 
 AT_ONCE = 1024
@@ -43,6 +44,20 @@ def _fitting(tokenizer: Any, messages: list[Message], encoded: Encoded, paramete
     return None
 
 
+def _encoded(tokenizer: Any, conversations: list[list[Message]]) -> list[Encoded | str]:
+    """Encode conversations; in place of one that the chat template cannot write as it is, say why."""
+    calling = [any("tool_calls" in message for message in messages) for messages in conversations]
+    if any(calling) and not writes_calls(tokenizer):
+        left = iter(_encoded(tokenizer, [m for m, calls in zip(conversations, calling, strict=True) if not calls]))
+        return ["the base model's chat template leaves out tool calls" if calls else next(left) for calls in calling]
+    try:
+        return list(encode_all(tokenizer, conversations))
+    except TemplateError as error:
+        if len(conversations) == 1:
+            return [f"the base model's chat template refuses it: {error}"]
+        return [own for messages in conversations for own in _encoded(tokenizer, [messages])]
+
+
 @lru_cache(maxsize=2)
 def _unpacked(packed: bytes) -> Any:
     return pickle.loads(packed)  # noqa: S301  packed by the process that sent it here
@@ -62,10 +77,12 @@ def tokenise_shard(out: Path, file: Path, packed_tokenizer: bytes, parameters: T
             table = pa.Table.from_batches([batch])
             conversations = turns(table, "messages")
             names = zip(*(table.column(name).to_pylist() for name in columns[:-1]), strict=True)
-            rows = zip(names, conversations, encode_all(tokenizer, conversations), strict=True)
+            rows = zip(names, conversations, _encoded(tokenizer, conversations), strict=True)
             for (key, identity, source, split, weight), messages, whole in rows:
-                encoded = _fitting(tokenizer, messages, whole, parameters)
-                if encoded is None:
+                encoded = None if isinstance(whole, str) else _fitting(tokenizer, messages, whole, parameters)
+                if isinstance(whole, str):
+                    reason = whole
+                elif encoded is None:
                     reason = f"longer than {parameters.max_tokens} tokens"
                 elif not encoded.answers:
                     reason = "no token of an answer to learn"
@@ -142,6 +159,18 @@ def _best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     return bins
 
 
+def _why(dropped: Shards) -> str:
+    """Return why most conversations were dropped, and what to do about it."""
+    reasons = Counter(dropped.to_pandas(["reason"])["reason"]).most_common(1)
+    if not reasons:
+        return "none is in that split (data_processing.split)."
+    ((reason, count),) = reasons
+    change = (
+        "raise data_processing.tokenise.max_tokens" if reason.startswith("longer") else "choose another model.base, or other data"
+    )
+    return f"{count:,} are left out: {reason}. If that is a mistake, {change}."
+
+
 def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Executor) -> tuple[Shards, Shards, Shards]:
     """Encode each conversation by the chat template.
 
@@ -167,5 +196,5 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
     )
     splits = {name for batch in examples.iter_batches(["split"]) for name in batch.column("split").to_pylist()}
     for name in sorted({"train", "test"} - splits):
-        raise UserError(f"No {name} example has at most {parameters.max_tokens} tokens (data_processing.tokenise.max_tokens).")
+        raise UserError(f"No {name} example is left of {len(records):,} conversations: {_why(dropped)}")
     return examples, dropped, packed

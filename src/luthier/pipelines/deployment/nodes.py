@@ -11,6 +11,7 @@ from luthier.models import ModelDirectory, resolve_base
 from luthier.packages import check_package
 from luthier.pipelines.deployment.package import Ingredients, make_package
 from luthier.pipelines.deployment.parameters import DeploymentParameters
+from luthier.records import held_out
 from luthier.shards import Shards
 from luthier.text.prepare import PromptSettings
 
@@ -78,13 +79,14 @@ def check_parity(
     package: ModelDirectory,
     tuned: ModelDirectory,
     records: Shards,
+    examples: Shards,
     precision: str,
     max_new_tokens: int,
     model: ModelParameters,
     parameters: DeploymentParameters,
     folders: FolderParameters,
 ) -> dict[str, Any]:
-    """Compare the packaged model with the evaluated one on the first test conversations, both in the evaluation's precision."""
+    """Compare the packaged model with the evaluated one on some test conversations, both in the evaluation's precision."""
     import torch
 
     from luthier.machine import resolve_precision
@@ -92,8 +94,7 @@ def check_parity(
     from luthier.packages import load_package
     from luthier.pipelines.deployment.parity import compare, measure
 
-    table = records.to_pandas()
-    table = table[table["split"] == "test"].sort_values("id").head(parameters.parity.examples)
+    table = held_out(records, examples, parameters.parity.examples)
     conversations = [(str(row["id"]), list(row["messages"])) for row in table.to_dict("records")]
     if not conversations:
         raise UserError("There is no test conversation to compare the package on: make split.test larger.")

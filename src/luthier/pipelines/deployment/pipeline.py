@@ -37,6 +37,7 @@ def create_pipeline() -> Pipeline:
                     "package",
                     "tuned_model",
                     "split_records",
+                    "examples",
                     "params:evaluation.precision",
                     "params:evaluation.max_new_tokens",
                     *settings,

@@ -14,16 +14,16 @@ from luthier.answers import Answerer, AnswerStore
 from luthier.candidates import Asking, Registered, base_answerer, fetch_version, readable_registry, tuned_answerer
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.endpoint import Endpoint, EndpointAnswerer
-from luthier.models import ModelDirectory
+from luthier.models import Base, ModelDirectory, resolve_base
 from luthier.pipelines.evaluation import baselines, gate, lm_eval_tasks, plots, report, robustness, safety, score, tasks
 from luthier.pipelines.evaluation.ask import COLUMNS, ask
 from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate_report import render_markdown
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
-from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, held_out, make_questions
+from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, make_questions, spell_calls
 from luthier.pipelines.evaluation.rule_checks import check_rules
 from luthier.pipelines.evaluation.slices import figures_by_slice, slice_columns
-from luthier.records import user_text
+from luthier.records import held_out, user_text
 from luthier.shards import Shards
 from luthier.text.prepare import PromptSettings
 
@@ -36,6 +36,7 @@ def prepare_questions(
     prompt_settings: dict[str, Any],
     answer_schema: dict[str, Any],
     data: DataParameters,
+    model: ModelParameters,
     parameters: EvaluationParameters,
     folders: FolderParameters,
     seed: int,
@@ -60,7 +61,8 @@ def prepare_questions(
 
         check_schema(answer_schema, "evaluation.constrain", "data.answer_schema")
     table = records.to_pandas(["messages", "split"])
-    answers = table["messages"].map(lambda messages: messages[-1]["content"])
+    base = resolve_base(model, folders)
+    answers = _last_answers(table["messages"], base)
     chosen = tasks.choose_tasks(answers.tolist(), answer_schema, parameters.tasks)
     plan = {
         "tasks": list(chosen),
@@ -72,6 +74,7 @@ def prepare_questions(
         "schema": answer_schema if parameters.constrain else None,
     }
     test = held_out(records, examples, parameters.max_examples)
+    test["messages"] = spell_calls(test["messages"], base)
     key = os.environ.get("LUTHIER_PII_KEY", "")
     questions = make_questions(test, checks, passages, settings, parameters.robustness, seed, key)
     asked = asked_of(questions[questions["set"] != "general"])
@@ -91,11 +94,17 @@ def prepare_questions(
     return questions, plan
 
 
-def answer_with_baselines(records: Shards, questions: pd.DataFrame) -> pd.DataFrame:
+def _last_answers(conversations: "pd.Series[Any]", base: Base) -> "pd.Series[Any]":
+    return spell_calls(conversations, base).map(lambda messages: messages[-1]["content"])
+
+
+def answer_with_baselines(
+    records: Shards, questions: pd.DataFrame, model: ModelParameters, folders: FolderParameters
+) -> pd.DataFrame:
     """Let the majority answer and TF-IDF with logistic regression answer the same messages."""
     table = records.to_pandas(["messages", "split"])
     train = table[table["split"] == "train"]["messages"]
-    texts, answers = train.map(user_text).tolist(), train.map(lambda messages: messages[-1]["content"]).tolist()
+    texts, answers = train.map(user_text).tolist(), _last_answers(train, resolve_base(model, folders)).tolist()
     asked = questions[questions["set"].isin(["test", "noise"])].drop(columns="messages")
     majority = asked.assign(model="majority", answer=baselines.majority_answer(answers))
     tfidf = asked.assign(model="tfidf", answer=baselines.tfidf_answers(texts, answers, asked["prompt"].tolist()))

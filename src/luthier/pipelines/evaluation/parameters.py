@@ -38,7 +38,7 @@ class EvaluationParameters(Parameters):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Numbers to compute in: `auto` is bf16 where the processor has it."""
     max_examples: int | None = Field(default=None, ge=1)
-    """Evaluate on the first test examples only; null takes all."""
+    """Evaluate on so many test examples only, a sample of all sources; null takes all."""
     constrain: bool = False
     """Compare also with the tuned model held to the answer schema, as `constrained`: what serving it so would bring. The gate
     judges the tuned model as it is."""

@@ -19,6 +19,7 @@ def create_pipeline() -> Pipeline:
                     "prompt_settings",
                     "answer_schema",
                     "params:data",
+                    "params:model",
                     "params:evaluation",
                     "params:folders",
                     "params:seed",
@@ -28,7 +29,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.answer_with_baselines,
-                inputs=["split_records", "questions"],
+                inputs=["split_records", "questions", "params:model", "params:folders"],
                 outputs="baseline_answers",
                 name="answer_with_baselines",
             ),

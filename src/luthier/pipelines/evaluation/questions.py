@@ -12,21 +12,28 @@ from typing import Any
 
 import pandas as pd
 
+from luthier.models import Base, load_tokenizer
 from luthier.pipelines.evaluation.robustness import Robustness, perturb
 from luthier.pipelines.evaluation.safety import Check, conversations
 from luthier.records import user_text
-from luthier.shards import Shards
+from luthier.text.chat import spoken_answer
 from luthier.text.prepare import Message, PromptSettings, compact_json, prepare
 
 COLUMNS = ["set", "kind", "id", "messages", "prompt", "expected"]
 
 
-def held_out(records: Shards, examples: Shards, limit: int | None) -> pd.DataFrame:
-    """Return the test records that became examples, sorted by id; the first `limit` of them, if there is one."""
-    table = records.to_pandas()
-    used = set(examples.to_pandas(["id"])["id"])
-    table = table[(table["split"] == "test") & table["id"].isin(used)].sort_values("id")
-    return (table.head(limit) if limit else table).reset_index(drop=True)
+def spell_calls(conversations: "pd.Series[Any]", base: Base) -> "pd.Series[Any]":
+    """Return conversations whose last turn says its tool calls as the base's chat template writes them, and all others as is."""
+    calling = conversations.map(lambda messages: bool(messages[-1].get("tool_calls")))
+    if not calling.any():
+        return conversations
+    tokenizer = load_tokenizer(base)
+
+    def spelt(messages: Any) -> list[Any]:
+        turns = [_turn(message) for message in messages]
+        return [*turns[:-1], {"role": "assistant", "content": spoken_answer(tokenizer, turns)}]
+
+    return conversations.where(~calling, conversations[calling].map(spelt))
 
 
 def make_questions(
