@@ -86,8 +86,10 @@ def test_the_fast_ways_equal_the_general_one(values, seed):
         assert list(one.as_dict().values()) == pytest.approx(list(other.as_dict().values()), abs=1e-9)
 
     weights = np.abs(values) + 1
-    same(mean_of(values, seed), estimate(lambda rows: values[rows].mean(), len(values), seed))
-    same(ratio_of(values, weights, seed), estimate(lambda rows: values[rows].sum() / weights[rows].sum(), len(values), seed))
+    drawn = np.concatenate(list(resamples(len(values), seed)))
+    same(mean_of(values, seed), estimate(values.mean(), np.array([values[rows].mean() for rows in drawn])))
+    ratios = np.array([values[rows].sum() / weights[rows].sum() for rows in drawn])
+    same(ratio_of(values, weights, seed), estimate(values.sum() / weights.sum(), ratios))
     same(ratio_of(values, np.ones_like(values), seed), mean_of(values, seed))
 
 
@@ -99,10 +101,16 @@ def test_a_constant_has_no_spread_and_more_messages_narrow_an_interval():
 
 
 def test_resamples_draw_every_row_equally_often():
-    rows = resamples(7, seed=0, draws=3000)
+    rows = np.concatenate(list(resamples(7, seed=0, draws=3000)))
     assert rows.shape == (3000, 7)
     assert np.bincount(rows.ravel(), minlength=7) == pytest.approx(3000, rel=0.1)
-    assert not np.array_equal(rows, resamples(7, seed=1, draws=3000))
+    assert not np.array_equal(rows, np.concatenate(list(resamples(7, seed=1, draws=3000))))
+
+
+def test_samples_of_many_rows_come_a_few_at_a_time_and_are_the_same_samples():
+    chunks = list(resamples(1_000_000, seed=0, draws=9))
+    assert [len(rows) for rows in chunks] == [4, 4, 1]
+    assert np.array_equal(np.concatenate(chunks), np.random.default_rng(0).integers(0, 1_000_000, (9, 1_000_000)))
 
 
 def test_no_rows_give_no_figure():

@@ -6,7 +6,7 @@ and with differences that are mostly zero, where percentile, BCa, studentised an
 figures). So a mean or a ratio is tested with `evidence_on_mean`, the pairs of two yes/no answers with `evidence_on_pairs`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,35 +34,34 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def resamples(size: int, seed: int, draws: int = DRAWS) -> NDArray[np.int64]:
-    """Return `draws` samples with replacement of the numbers below `size`, shape (draws, size)."""
-    return np.random.default_rng(seed).integers(0, size, (draws, size))
-
-
-def estimate(statistic: Callable[[NDArray[np.int64]], float], size: int, seed: int) -> Estimate:
-    """Bootstrap a statistic that is a function of chosen row numbers.
-
-    Pass the same `seed` for two models and their difference is paired: every draw takes the same rows for both.
-    """
-    value = statistic(np.arange(size))
-    draws = np.array([statistic(rows) for rows in resamples(size, seed)])
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
+def resamples(size: int, seed: int, draws: int = DRAWS) -> Iterator[NDArray[np.int64]]:
+    """Yield `draws` samples with replacement of the numbers below `size`, as many at once as take 32 MB: shape (some, size)."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, 4_000_000 // max(size, 1))
+    for done in range(0, draws, at_once):
+        yield random.integers(0, size, (min(at_once, draws - done), size))
 
 
 def mean_of(values: Floats, seed: int) -> Estimate:
-    """Bootstrap the mean of one value a row."""
-    draws = values[resamples(len(values), seed)].mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+    """Bootstrap the mean of one value a row.
+
+    Pass the same `seed` for two models and their difference is paired: every draw takes the same rows for both.
+    """
+    draws = np.concatenate([values[rows].mean(axis=1) for rows in resamples(len(values), seed)])
+    return estimate(float(values.mean()), draws)
 
 
 def ratio_of(numerators: Floats, denominators: Floats, seed: int) -> Estimate:
     """Bootstrap sum(numerators) / sum(denominators), such as a loss per token, over rows."""
-    rows = resamples(len(numerators), seed)
-    draws = numerators[rows].sum(axis=1) / denominators[rows].sum(axis=1)
+    sums = [(numerators[rows].sum(axis=1), denominators[rows].sum(axis=1)) for rows in resamples(len(numerators), seed)]
+    draws = np.concatenate([above / below for above, below in sums])
+    return estimate(float(numerators.sum() / denominators.sum()), draws)
+
+
+def estimate(value: float, draws: Floats) -> Estimate:
+    """Return a value with the percentile interval of its bootstrap draws."""
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(numerators.sum() / denominators.sum()), float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
 @dataclass(frozen=True)

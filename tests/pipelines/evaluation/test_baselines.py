@@ -95,3 +95,8 @@ def test_an_answer_does_not_depend_on_what_else_is_asked():
     together = tfidf_answers(TEXTS, KINDS, asked)
     assert [tfidf_answers(TEXTS, KINDS, [text])[0] for text in asked] == together
     assert tfidf_answers(TEXTS, KINDS, []) == []
+
+
+def test_a_classifier_of_many_kinds_of_answers_gets_fewer_words(monkeypatch):
+    monkeypatch.setattr("luthier.pipelines.evaluation.baselines.MOST_WEIGHTS", 3 * 60)
+    assert tfidf_answers(TEXTS, KINDS, ["my parcel", "the kettle", "money"]) == ["order", "fault", "refund"]

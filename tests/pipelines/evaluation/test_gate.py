@@ -18,6 +18,7 @@ from luthier.pipelines.evaluation.gate import decide, exit_code
 from luthier.pipelines.evaluation.gate_report import render_markdown, render_table
 from luthier.pipelines.evaluation.rule_checks import check_rules
 from luthier.pipelines.evaluation.rules import GateParameters
+from luthier.pipelines.evaluation.tasks import Tasks, choose_tasks, score_by_tasks
 from luthier.stats import p_mean_above, p_pairs_above
 
 BETTER = {"metric": "exact_match", "better_than": "base"}
@@ -429,6 +430,35 @@ def test_parameters_name_the_rule_and_survive_a_round_trip():
         )
     with pytest.raises(ValidationError):
         GateParameters(rules=())
+
+
+RIGHT = {
+    ("structured",): lambda n: json.dumps({"kind": "ab"[n % 2], "order": n}),
+    ("classification",): lambda n: "abc"[n % 3],
+    ("free_text",): lambda n: f"the parcel number {n} will be with you on day {n % 7}",
+}
+
+
+@pytest.mark.parametrize("chosen", RIGHT)
+def test_rules_that_nobody_wrote_fit_the_task_and_tell_a_better_model(chosen):
+    def answers(model, right, loss):
+        expected = [RIGHT[chosen](n) for n in range(150)]
+        said = [text if n % 10 < right else "no idea" for n, text in enumerate(expected)]
+        facts = {"nll": loss * np.random.default_rng(0).uniform(5, 15, 150), "supervised_tokens": 10}
+        return pd.DataFrame({"model": model, "id": [f"{n:03}" for n in range(150)], "expected": expected, "answer": said} | facts)
+
+    def judged(right, loss):
+        table = pd.concat([answers("base", 3, 2), answers("tuned", right, loss)], ignore_index=True)
+        assert choose_tasks([RIGHT[chosen](n) for n in range(150)], {}, Tasks()) == chosen
+        return decide(score_by_tasks(table, {}, chosen, Tasks()), GateParameters().rules_of(chosen))
+
+    assert judged(8, 1)["decision"] == "pass"
+    assert judged(1, 3)["decision"] == "fail"
+    assert {rule["decision"] for rule in judged(8, 1)["rules"]} == {"pass", "skipped"}  # there is no champion
+
+
+def test_rules_that_somebody_wrote_hold_whatever_the_task():
+    assert GateParameters.model_validate({"rules": [BETTER]}).rules_of(["free_text"]) == rules(BETTER)
 
 
 # --- what people see --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,9 @@ from luthier.text.prepare import compact_json, strict_json
 
 Answer = dict[str, Any]
 
+MOST_WEIGHTS = 30_000_000
+"""Features times values of a field that a classifier may have: fitting takes some 120 bytes of each, 3.5 GB."""
+
 
 def as_fields(answer: str) -> Answer:
     """Return the fields of an answer: those of a JSON object, or the whole text as the one field `answer`."""
@@ -55,12 +58,15 @@ def tfidf_answers(train_texts: Sequence[str], train_answers: Sequence[str], text
 
     if not texts:
         return []
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, max_features=50_000)
+    columns = _columns(train_answers)
+    kinds = max((sum(count > 1 for count in Counter(values).values()) for values in columns.values()), default=0)
+    most = MOST_WEIGHTS // max(kinds, 2)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=min(100_000, 2 * most // 3))
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, max_features=min(50_000, most // 3))
     features = make_union(words, characters).fit(train_texts)
     known, asked = features.transform(train_texts), features.transform(texts)
     predicted: dict[str, list[str]] = {}
-    for field, values in _columns(train_answers).items():
+    for field, values in columns.items():
         counts = Counter(values)
         usable = [number for number, value in enumerate(values) if counts[value] > 1]
         labels = [values[number] for number in usable]

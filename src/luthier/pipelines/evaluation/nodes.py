@@ -90,7 +90,9 @@ def prepare_questions(
     models = {"majority", "tfidf", "base", "champion", *(candidate.name for candidate in parameters.candidates)}
     models |= {"constrained"} if parameters.constrain else set()
     measured = {"scores", *(["safety"] if checks else []), *(["retention"] if passages is not None else [])}
-    check_rules(parameters.gate.rules, models, parameters.slices.by, measured)
+    rules = parameters.gate.rules_of(chosen)
+    check_rules(rules, models, parameters.slices.by, measured)
+    logger.info("The model goes out if %s.", "; ".join(rule.words() for rule in rules))
     return questions, plan
 
 
@@ -292,13 +294,17 @@ def time_answers(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def decide_gate(
-    scores: pd.DataFrame, answers: pd.DataFrame, safety_verdicts: pd.DataFrame, parameters: EvaluationParameters
+    scores: pd.DataFrame,
+    answers: pd.DataFrame,
+    safety_verdicts: pd.DataFrame,
+    plan: dict[str, Any],
+    parameters: EvaluationParameters,
 ) -> dict[str, Any]:
     """Decide whether the tuned model may go out."""
     general = answers[answers["set"] == "general"].rename(columns={"kind": "slice_kind"})
     decision = gate.decide(
         scores,
-        parameters.gate.rules,
+        parameters.gate.rules_of(plan["tasks"]),
         retention=general if len(general) else None,
         safety=safety_verdicts if len(safety_verdicts) else None,
         alpha=parameters.gate.alpha,

@@ -58,5 +58,5 @@ class EvaluationParameters(Parameters):
     """Forgetting."""
     lm_eval: LmEval = Field(default_factory=LmEval)
     """Tasks of EleutherAI's lm-eval."""
-    gate: GateParameters = GateParameters.model_validate({"rules": [{"metric": "exact_match", "better_than": "base"}]})
+    gate: GateParameters = Field(default_factory=GateParameters)
     """When the model may go out."""

@@ -77,7 +77,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.decide_gate,
-                inputs=["scores", "answers", "safety_verdicts", "params:evaluation"],
+                inputs=["scores", "answers", "safety_verdicts", "evaluation_plan", "params:evaluation"],
                 outputs="gate_decision",
                 name="decide_gate",
             ),

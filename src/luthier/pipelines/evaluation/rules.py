@@ -1,7 +1,7 @@
 """What must hold before a model may go out, as `evaluation.gate.rules` writes it. docs/gate.md shows every kind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -200,10 +200,41 @@ Rule = Annotated[
 ]
 
 
+# Of free text, hardly any answer is exactly right: the loss says whether the right one has become likelier, and chrF that what
+# is written has not become worse for it.
+OF_TASK: dict[str, list[dict[str, Any]]] = {
+    "structured": [
+        {"metric": "field_accuracy", "better_than": "base"},
+        {"metric": "exact_match", "better_than": "base"},
+        {"metric": "field_accuracy", "not_worse_than": CHAMPION, "margin": 0.03},
+    ],
+    "classification": [
+        {"metric": "label_right", "better_than": "base"},
+        {"metric": "label_right", "not_worse_than": CHAMPION, "margin": 0.03},
+    ],
+    "free_text": [
+        {"metric": LOSS, "better_than": "base"},
+        {"metric": "chrf", "not_worse_than": "base", "margin": 0.05},
+        {"metric": LOSS, "not_worse_than": CHAMPION, "margin": 0.03},
+    ],
+}
+"""What a model must do of which nobody wrote what it must do."""
+
+
 class GateParameters(Parameters):
     """When a model may go out."""
 
-    rules: tuple[Rule, ...] = Field(min_length=1)
-    """All must hold. docs/gate.md shows every kind."""
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] | None = None
+    """All must hold. docs/gate.md shows every kind; null takes those of the task."""
     alpha: float = Field(default=0.05, gt=0, le=0.2)
     """Chance of letting a model pass that breaks a rule, and of failing one that breaks none."""
+
+    def rules_of(self, tasks: Collection[str]) -> tuple[Rule, ...]:
+        """Return the rules that are written, or else those that fit the tasks that answers are judged by.
+
+        Args:
+            tasks: from `tasks.choose_tasks`.
+        """
+        if self.rules is not None:
+            return self.rules
+        return tuple(as_rule(rule) for task, rules in OF_TASK.items() if task in tasks for rule in rules)

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from luthier.artefacts import canonical_json
 from luthier.errors import UserError
 from luthier.pipelines.evaluation.baselines import as_fields
-from luthier.stats import Estimate, Floats, mean_of, ratio_of, resamples
+from luthier.stats import Estimate, Floats, estimate, mean_of, ratio_of, resamples
 from luthier.text.prepare import compact_json, strict_json
 
 if TYPE_CHECKING:
@@ -99,12 +100,13 @@ def _macro_f1(expected: Any, said: Any, seed: int) -> tuple[Estimate, Floats]:
         either = expected_times + times @ answered
         return np.asarray(np.nanmean(np.where(expected_times > 0, 2 * (times @ both) / np.maximum(either, 1), np.nan), axis=1))
 
-    rows = resamples(size, seed)
-    # whole numbers counted once a sample, in place of comparing every class with every drawn example
-    places = (rows + size * np.arange(len(rows))[:, None]).ravel()
-    draws = f1(np.bincount(places, minlength=rows.size).reshape(rows.shape).astype(np.float64))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(float(f1(np.ones((1, size)))[0]), float(low), float(high)), draws
+    def counted(rows: NDArray[np.int64]) -> Floats:
+        # whole numbers counted once a sample, in place of comparing every class with every drawn example
+        places = (rows + size * np.arange(len(rows))[:, None]).ravel()
+        return np.bincount(places, minlength=rows.size).reshape(rows.shape).astype(np.float64)
+
+    draws = np.concatenate([f1(counted(rows)) for rows in resamples(size, seed)])
+    return estimate(float(f1(np.ones((1, size)))[0]), draws), draws
 
 
 def tables_by_model(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
