@@ -7,11 +7,12 @@ in work and no other, and two runs at once do the same work twice at worst.
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -206,7 +207,7 @@ class AnswerStore:
     @classmethod
     def of(cls, folders: FolderParameters, rows_per_chunk: int = 256) -> "AnswerStore":
         """Return the project's own."""
-        return cls(Path(folders.work).parents[1] / "07_model_output" / "answers", rows_per_chunk)
+        return cls(folders.answers, rows_per_chunk)
 
     def answer(self, answerer: Answerer, conversations: Sequence[Sequence["Message"]]) -> "list[Answer]":
         """Return the answers to conversations, each the turns before the answer: from the store, or asked for and stored.
@@ -317,6 +318,8 @@ def _is_sound(folder: Path) -> bool:
         logger.warning("Asking again for what was damaged: %s", error)
         shutil.rmtree(folder, ignore_errors=True)
         return False
+    with suppress(OSError):
+        os.utime(folder)  # when it was last used: `kedro data prune` removes what nobody uses
     return True
 
 

@@ -167,7 +167,7 @@ def readable_registry(folders: FolderParameters) -> "Registry | None":
     """
     from luthier.registry import of_active_run
 
-    return of_active_run(Path(folders.work).parent / "registry", os.environ.get(REGISTRY_VARIABLE))
+    return of_active_run(folders.registry, os.environ.get(REGISTRY_VARIABLE))
 
 
 def fetch_version(which: int | str, folders: FolderParameters, parameter: str) -> Registered:
@@ -195,4 +195,4 @@ def fetch_version(which: int | str, folders: FolderParameters, parameter: str) -
     from luthier.lineage import VERSION_TAG
 
     mlflow.set_tag(f"{VERSION_TAG}{parameter}", version.number)
-    return Registered(registry.name, version, registry.fetch(version, Path(folders.work).parent / "registry"))
+    return Registered(registry.name, version, registry.fetch(version, folders.registry))

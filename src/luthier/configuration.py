@@ -51,6 +51,16 @@ class FolderParameters(Parameters):
     checkpoints: str = ""
     """Where the newest checkpoints of jobs are copied to, if it is a URI."""
 
+    @property
+    def registry(self) -> Path:
+        """Packages that were fetched from the registry, by their hash."""
+        return Path(self.work).parent / "registry"
+
+    @property
+    def answers(self) -> Path:
+        """Answers of models, kept so that nobody asks twice."""
+        return Path(self.work).parents[1] / "07_model_output" / "answers"
+
     def locate(self, path: str) -> str:
         """Make a relative path absolute; URIs and absolute paths stay."""
         return path if "://" in path else str(Path(self.root, Path(path).expanduser()))

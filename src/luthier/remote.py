@@ -80,6 +80,8 @@ def fetch(storage: Any, path: str) -> Path:
     kept = _copy_of(manifest)
     if not is_complete(kept):
         _stage(kept, manifest, lambda staging: _download(storage, path, manifest, staging))
+    with suppress(OSError):
+        os.utime(kept)  # when it was last used: `kedro data prune` removes what nobody uses
     return kept
 
 

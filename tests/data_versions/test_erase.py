@@ -109,8 +109,10 @@ def home(tmp_path, uri):
         )
     (tmp_path / "work" / "step").mkdir(parents=True)
     (tmp_path / "work" / "step" / "part").write_text(ANNA)
+    (tmp_path / "answers" / "0a").mkdir(parents=True)
+    (tmp_path / "answers" / "0a" / "answers.parquet").write_text(ANNA)
     file = RawFile(str(raw), "mine.jsonl", "jsonl", "mine")
-    return Where(str(tmp_path), [file], "id", prepared, others, uri, tmp_path / "work", KEY)
+    return Where(str(tmp_path), [file], "id", prepared, others, uri, [tmp_path / "work", tmp_path / "answers"], KEY)
 
 
 def wanted():
@@ -146,7 +148,7 @@ def test_afterwards_it_stands_nowhere_and_all_else_is_as_it_was(home):
     assert [json.loads(line)["id"] for line in Path(home.raw[0].location).read_text().splitlines()] == ["m-2"]
     assert [dataset.versions() for dataset in home.prepared] == [[OLD]] * 5
     assert [dataset.versions() for dataset in home.others] == [[OLD], [NEW]]
-    assert not home.shards.exists()
+    assert not any(folder.exists() for folder in home.work)
     requests = read_requests(home.log_uri)
     assert requests["prompt"].isna().tolist() == [True, False, True]
     assert requests["status"].tolist() == [200] * 3  # what was counted stays
@@ -170,7 +172,7 @@ def test_what_a_removal_left_that_was_broken_off_goes_too(home, monkeypatch):
         raise KeyboardInterrupt
 
     rmtree, left = shutil.rmtree, []
-    for _ in range(7):  # each time one folder further: it has its new name, and all that was in it
+    for _ in range(8):  # each time one folder further: it has its new name, and all that was in it
         for path in left:
             rmtree(path)
         monkeypatch.setattr("luthier.data_versions.store.shutil.rmtree", cut_off)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from mlflow import MlflowClient
+from sharp import folders_in
 
 from luthier.artefacts import hash_of, staged
 from luthier.data_versions.needs import needed_by_models, needed_by_runs_under_way, split_of
@@ -156,25 +157,31 @@ def job(folder, parts, parent=None, result=True):
 
 
 def test_work_stays_that_somebody_may_ask_for(tmp_path):
-    shards, jobs, packages = (tmp_path / name for name in ("shards", "jobs", "packages"))
+    folders = folders_in(tmp_path)
+    shards, jobs, packages, copies = Path(folders.shards), Path(folders.work), folders.registry, tmp_path / "copies"
     fresh, old = shards / "clean" / "a", shards / "clean" / "b"
-    for folder in (fresh, old, packages / "champion's", packages / "another's"):
+    asked, forgotten = folders.answers / "0a" / "used", folders.answers / "0b" / "unused"
+    kept, unread = copies / "read", copies / "unread"
+    for folder in (fresh, old, packages / "champion's", packages / "another's", asked, forgotten, kept, unread):
         folder.mkdir(parents=True)
     aged(old)
+    for folder in (forgotten, unread):
+        aged(folder, 31 * 86_400)
+    for folder in (asked, kept):
+        aged(folder, 29 * 86_400)
     me = psutil.Process()
     latest, over = job(jobs, {"seed": 1}), job(jobs, {"seed": 2})
     running = job(jobs, {"seed": 3}, {"pid": me.pid, "created": me.create_time()})
     broken_off, given_up = (job(jobs, {"seed": seed}, result=False) for seed in (4, 5))
     aged(given_up, 8 * 86_400)
     (jobs / "latest.json").write_text(json.dumps({"seed": 1}))
-    found = unneeded_work(shards, jobs, packages, {"champion's"})
-    assert {work.folder for work in found} == {old, over, given_up, packages / "another's"}
+    found = unneeded_work(folders, copies, {"champion's"})
+    assert {work.folder for work in found} == {old, over, given_up, packages / "another's", forgotten, unread}
     plan([], {}, set(), found).carry_out()
-    left = [fresh, latest, running, broken_off, packages / "champion's", jobs / "latest.json"]
+    left = [fresh, asked, kept, latest, running, broken_off, packages / "champion's", jobs / "latest.json"]
     assert all(path.exists() for path in left)
     assert not any(path.exists() for path in (old, over, given_up))
 
 
 def test_folders_that_are_not_there_hold_nothing(tmp_path):
-    nowhere = tmp_path / "nowhere"
-    assert unneeded_work(nowhere, nowhere, nowhere, set()) == []
+    assert unneeded_work(folders_in(tmp_path / "nowhere"), tmp_path / "nowhere", set()) == []

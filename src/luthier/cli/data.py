@@ -139,8 +139,10 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     Kept are the newest version of each data set, all that a model with an alias was made from and with, what it takes to follow
     any other registered model back and to make it again, what a run under way reads or makes, and what no run in MLflow made.
     """
+    from luthier.configuration import FolderParameters
     from luthier.data_versions.needs import PREVIOUS, needed_by_models, needed_by_runs_under_way, split_of
     from luthier.data_versions.prune import UNKNOWN, plan, unneeded_work
+    from luthier.remote import cache_folder
 
     project = Project(env)
     known = [dataset.name for dataset in project.sets]
@@ -152,9 +154,9 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     split = (project.parameters.get("data_processing") or {}).get("split") or {}
     if earlier := split_of(split.get("previous") or ""):
         needed[earlier] = PREVIOUS
-    folders = project.parameters["folders"]
+    folders = FolderParameters(**project.parameters["folders"])
     aliased = {model.manifest for model in models if model.aliases}
-    work = unneeded_work(Path(folders["shards"]), Path(folders["work"]), project.packages, aliased)
+    work = unneeded_work(folders, cache_folder(), aliased)
     planned = plan(chosen, needed, project.sessions, [] if data_sets else work)
     rows, size = planned.by_name(), planned.bytes
     if yes:
@@ -214,7 +216,7 @@ def erase(row: str | None, text: str | None, reason: str, yes: bool, as_json: bo
         prepared=project.prepared,
         others=[one for one in project.sets if one not in project.prepared and not one.is_model],
         log_uri=ServingParameters(**(parameters.get("serving") or {})).log.locate(folders, os.environ),
-        shards=Path(folders.shards),
+        work=[Path(folders.shards), folders.answers],
         key=key,
     )
     found = find(wanted, where, project.models)
@@ -251,13 +253,17 @@ def _tell_found(found: "Found", done: bool, root: Path) -> None:
         return
     if not done:
         click.echo(
-            "Nothing was changed: --yes takes the rows out of the raw files, removes these versions and empties the requests."
+            "Nothing was changed: --yes takes the rows out of the raw files, removes these versions and empties the requests; "
+            "with them go results of steps and answers that are kept to save time."
         )
         return
     click.echo("Erased; the record of erasures has a line. `kedro run` prepares and trains without it.")
     if kept := in_git(root, found.raw):
         click.echo(f"Git's history still holds it in {', '.join(kept)}: rewrite it, and what was pushed.")
-    click.echo("Copies elsewhere are yours to remove: backups, a cache or a remote of DVC's, and the models named above.")
+    click.echo(
+        "Copies elsewhere are yours to remove: backups, a cache or a remote of DVC's, LUTHIER_CACHE and LUTHIER_WORK of other "
+        "machines, and the models named above."
+    )
     if found.requests:
         click.echo("A PostgreSQL server holds the old rows until `VACUUM FULL luthier_requests, luthier_feedback`.")
 
@@ -302,11 +308,6 @@ class Project:
     def registry(self) -> "Registry":
         """The registry of models."""
         return open_registry(self.env)
-
-    @property
-    def packages(self) -> Path:
-        """Where packages are kept that were fetched from the registry."""
-        return Path(self.loader["globals"]["work"], "06_models", "registry")
 
     @cached_property
     def sets(self) -> "list[DataSet]":

@@ -43,8 +43,8 @@ class Where:
     others: Sequence[DataSet]
     """Answers, reports: whatever else holds text."""
     log_uri: str
-    shards: Path
-    """Results of the steps of data processing, which hold the rows too."""
+    work: Sequence[Path]
+    """What holds texts too and is made again when it is asked for: results of the steps of data processing, kept answers."""
     key: str
     """Of the placeholders."""
 
@@ -128,7 +128,8 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
 
 def _broken_off(where: Where) -> list[Path]:
     """Return what was left of removals, and of what was written a day ago and more: a run under way may still write the rest."""
-    beside = [path for path in where.shards.parent.glob(".*") if path.name.startswith(HIDDEN)]
+    places = {folder.parent for folder in where.work}
+    beside = [path for place in places for path in place.glob(".*") if path.name.startswith(HIDDEN)]
     left = [*(path for dataset in (*where.prepared, *where.others) for path in dataset.leftovers()), *beside]
     return [path for path in left if path.name.startswith(REMOVED) or age_in_seconds(path, time.time()) > SECONDS_KEPT]
 
@@ -189,8 +190,9 @@ def erase(found: Found, where: Where, record: "Record", reason: str) -> None:
         empty_texts(where.log_uri, found.requests)
     for path in found.broken_off:
         remove_tree(path)
-    if where.shards.is_dir() and (found.raw or found.prepared):
-        remove_tree(where.shards)
+    if found.raw or found.prepared or found.others:
+        for folder in filter(Path.is_dir, where.work):
+            remove_tree(folder)
     for dataset, version in found.others:
         dataset.remove(version)
     for version, holding in found.prepared.items():

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from luthier.artefacts import hash_of, is_complete
+from luthier.configuration import FolderParameters
 from luthier.data_versions.needs import DAYS_UNDER_WAY, Needed
 from luthier.data_versions.store import DataSet, File, age_in_seconds, freed, local_files, remove_tree
 from luthier.executors import SECONDS_KEPT
@@ -66,6 +67,7 @@ class Plan:
             remove_tree(work.folder)
 
 
+DAYS_UNUSED = 30
 UNKNOWN = "no run of this MLflow made it"
 
 
@@ -90,33 +92,38 @@ def plan(sets: Sequence[DataSet], needed: Needed, known: Collection[str], work: 
     return Plan(remove, [*(item for item in leftovers if _is_old(item.folder)), *work], kept)
 
 
-def unneeded_work(shards: Path, jobs: Path, packages: Path, manifests: Collection[str]) -> list[Work]:
+def unneeded_work(folders: FolderParameters, copies: Path, manifests: Collection[str]) -> list[Work]:
     """Return what of the folders of work no run will ask for, as far as can be told.
 
+    - Results of the steps of data processing: those of yesterday go, as a run of data processing itself does.
+    - Training jobs: the last one stays, and what is under way or was broken off within a week.
+    - Packages that were fetched from the registry: those go that no alias points to; they are fetched again on demand.
+    - Answers that are kept, and copies of what lies in a storage: those go that nobody used for a month.
+
     Args:
-        shards: results of the steps of data processing: those of yesterday go, as a run of data processing itself does.
-        jobs: of training: the last one stays, and what is under way or was broken off within a week.
-        packages: fetched from the registry: those go that no alias points to; they are fetched again where one is asked for.
+        folders: of the project.
+        copies: `remote.cache_folder`.
         manifests: root hashes of the packages that aliases point to.
     """
-    steps = [Work(path, "steps of data processing") for path in _within(shards, 2) if _is_old(path)]
+    jobs = Path(folders.work)
     latest = _latest(jobs)
     over = [path for path in _within(jobs, 1) if path.is_dir() and path.name != latest and not _may_go_on(path)]
-    old_jobs = [Work(path, "training jobs") for path in over]
-    copies = [
-        Work(path, "packages fetched")
-        for path in _within(packages, 1)
-        if path.name not in manifests and (not path.name.startswith(".") or _is_old(path))
+    fetched = [path for path in _within(folders.registry, 1) if path.name not in manifests]
+    return [
+        *(Work(path, "steps of data processing") for path in _within(Path(folders.shards), 2) if _is_old(path)),
+        *(Work(path, "training jobs") for path in over),
+        *(Work(path, "packages fetched") for path in fetched if not path.name.startswith(".") or _is_old(path)),
+        *(Work(path, "answers kept") for path in _within(folders.answers, 2) if _is_old(path, DAYS_UNUSED * 86_400)),
+        *(Work(path, "copies of stored data") for path in _within(copies, 1) if _is_old(path, DAYS_UNUSED * 86_400)),
     ]
-    return steps + old_jobs + copies
 
 
 def _within(folder: Path, depth: int) -> list[Path]:
     return sorted(folder.glob("/".join("*" * depth)))
 
 
-def _is_old(path: Path) -> bool:
-    return age_in_seconds(path, time.time()) > SECONDS_KEPT
+def _is_old(path: Path, seconds: float = SECONDS_KEPT) -> bool:
+    return age_in_seconds(path, time.time()) > seconds
 
 
 def _latest(jobs: Path) -> str | None:

@@ -132,7 +132,7 @@ def register_model(
 
     from luthier.registry import of_active_run
 
-    registry, run = of_active_run(Path(folders.work).parent / "registry"), mlflow.active_run()
+    registry, run = of_active_run(folders.registry), mlflow.active_run()
     if registry is None or run is None:
         raise UserError("There is no MLflow run to register the model under: run it through `kedro run`.")
     measured = evaluation["models"]["tuned"]
