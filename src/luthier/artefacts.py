@@ -36,7 +36,7 @@ def hash_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -60,11 +60,11 @@ def write_atomically(path: Path, text: str | bytes, mode: int | None = None) -> 
         temporary.write_bytes(text if isinstance(text, bytes) else text.encode())
         if mode is not None:
             temporary.chmod(mode)
-        _sync(temporary)
+        flush_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    flush_to_disk(path.parent)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,12 +98,12 @@ def staged(final: Path, **facts: Any) -> Iterator[Path]:
         yield staging
         write_manifest(staging, facts)
         for path in sorted(staging.rglob("*")):
-            _sync(path)
-        _sync(staging)
+            flush_to_disk(path)
+        flush_to_disk(staging)
         if final.exists():
             raise FileExistsError(f"{final} is there already")
         staging.rename(final)
-        _sync(final.parent)
+        flush_to_disk(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -16,6 +16,17 @@ from luthier.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+class StorageHooks:
+    """Sees to it that no data set is ever half there."""
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self) -> None:
+        """Before there is any data set."""
+        from luthier.datasets.whole_files import write_whole_files
+
+        write_whole_files()
+
+
 class ParameterHooks:
     """Checks the whole configuration, and that the inputs exist, before anything expensive starts."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from kedro.config import OmegaConfigLoader
 from kedro.utils import find_kedro_project
 
-from luthier.hooks import LineageHooks, ParameterHooks, SharedRunHooks, SummaryHooks
+from luthier.hooks import LineageHooks, ParameterHooks, SharedRunHooks, StorageHooks, SummaryHooks
 
 
 def _root() -> Path:
@@ -29,7 +29,7 @@ def _tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
 
 
-HOOKS = (ParameterHooks(), SharedRunHooks(), LineageHooks(), SummaryHooks())
+HOOKS = (StorageHooks(), ParameterHooks(), SharedRunHooks(), LineageHooks(), SummaryHooks())
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

@@ -59,7 +59,7 @@ def newest_json(path: str) -> Any:
     """Return the newest version of a versioned JSON data set.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it is damaged.
     """
     from luthier.remote import open_storage
 
@@ -67,7 +67,10 @@ def newest_json(path: str) -> Any:
     found = sorted(storage.glob(f"{place}/*/*.json"))
     if not found:
         raise UserError("Nothing was evaluated yet: `kedro run` first.")
-    return json.loads(storage.cat_file(found[-1]))
+    try:
+        return json.loads(storage.cat_file(found[-1]))
+    except ValueError as error:
+        raise UserError(f"{found[-1]} is damaged: {error}. Remove that version, or make a new one: `kedro run`.") from error
 
 
 def project_root() -> Path:
