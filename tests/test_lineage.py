@@ -58,12 +58,24 @@ def test_local_changes_are_those_of_tracked_files_but_the_raw_data(repository):
 
 def test_the_changes_lead_back_to_the_state_that_ran(repository, tmp_path_factory):
     (repository / "code.py").write_text("two\n")
+    (repository / ".gitignore").write_text("*credentials*\n")
+    git(repository, "add", ".gitignore")
+    for name, text in {
+        "src/new one.py": "x = 'ä'\n\n",
+        "conf/base/extra.yml": "a: 1\n",
+        "conf/credentials.yml": "secret\n",
+    }.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(text)
     clone = tmp_path_factory.mktemp("clone") / "again"
     git(repository, "clone", "--quiet", str(repository), str(clone))
     (clone / "change.diff").write_text(local_changes(repository) + "\n")
     git(clone, "checkout", "--quiet", commit(repository))
     git(clone, "apply", "change.diff")
     assert (clone / "code.py").read_text() == "two\n"
+    assert (clone / "src/new one.py").read_text() == "x = 'ä'\n\n"
+    assert (clone / "conf/base/extra.yml").read_text() == "a: 1\n"
+    assert "secret" not in (clone / "change.diff").read_text()
 
 
 def test_without_a_repository_the_commit_is_unknown(tmp_path):

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Mapping
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,22 @@ def day_of_commit(root: Path) -> str | None:
 
 
 def local_changes(root: Path) -> str:
-    """Return the difference of tracked files to the commit; empty if there is none or no git."""
+    """Return the difference to the commit: of tracked files, and of new ones in `src` and `conf` that git does not ignore.
+
+    Empty if there is none or no git.
+    """
     # what DVC writes down in the midst of a run is a result, no change of the code
-    return _git(root, "diff", "HEAD", "--", ".", *(f":(exclude){path}" for path in ("data/01_raw", "dvc.lock", "metrics"))) or ""
+    results = [f":(exclude){path}" for path in ("data/01_raw", "dvc.lock", "metrics")]
+    tracked = _git(root, "diff", "HEAD", "--", ".", *results) or ""
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "src", "conf") or ""
+    return "\n".join(filter(None, [tracked, *(_as_new(root, name) for name in sorted(filter(None, new.split("\0"))))]))
+
+
+def _as_new(root: Path, name: str) -> str:
+    """Return a file as git's difference to nothing."""
+    lines = (root / name).read_text(encoding="utf-8", errors="replace").splitlines()
+    header = [f"diff --git a/{name} b/{name}", "new file mode 100644"]
+    return "\n".join([*header, *unified_diff([], lines, "/dev/null", f"b/{name}", lineterm="")])
 
 
 def tracked(root: Path, file: str) -> bool:
