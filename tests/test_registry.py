@@ -347,6 +347,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(either):
         either.rollback(to=2)
     with pytest.raises(UserError, match=r"no version 9; there are 1, 2, 3, 4"):
         either.promote(9)
+    with pytest.raises(UserError, match=r"no version 9{30}; there are"):
+        either.promote("9" * 30)
     with pytest.raises(UserError, match="did you mean 'candidate'"):
         either.promote("candidat")
     assert story(assert_sound(either)) == [("promote", None, 1, None)]

@@ -172,7 +172,8 @@ def export(version: str, folder: Path, precision: str | None, env: str | None) -
 
 def _run_of(which: str, registry: "Registry") -> tuple[str, str]:
     """Return the run of a version, of an alias, or of its own id, and what to call it."""
-    if (which.isdecimal() and len(which) < 8) or which in ("candidate", "challenger", "champion", "previous"):
+    # the names that people know are told as such, even where there is no such version yet
+    if (which.isdecimal() and len(which) < 8) or which in {"candidate", "champion", "previous", *registry.standing().aliases}:
         version = registry.resolve(which)
         return version.run, f"Version {version.number} of {registry.name}"
     return which, f"Run {which}"

@@ -129,7 +129,8 @@ class Registry:
             UserError: if there is none, with what there is.
         """
         aliases = self._aliases()
-        number = int(which) if str(which).isdecimal() else aliases.get(str(which))
+        # a number that no database can hold is none of a version
+        number = int(which) if str(which).isdecimal() and len(str(which)) < 10 else aliases.get(str(which))
         version = self._catalogue.version(number) if number is not None else None
         if version is None:
             numbers = [version.number for version in self.versions()]
