@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier import generation, rows
+from luthier import generation, ragged
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
@@ -147,9 +147,9 @@ def passes(monkeypatch):
 
     def counting(model, cache, first, fed, *rest):
         counted.append(sum(map(len, fed)))
-        return rows_forward(model, cache, first, fed, *rest)
+        return one_forward(model, cache, first, fed, *rest)
 
-    rows_forward = rows.forward
+    one_forward = ragged.forward
     monkeypatch.setattr(generation, "forward", counting)
     return counted
 
@@ -217,7 +217,7 @@ def test_every_kind_of_model_answers(tiny, kind):
     usual = model.config._attn_implementation
     shared = random_tokens(20, 0)
     prompts = [shared + random_tokens(length, length) for length in (1, 30, 12, 20, 3)]
-    assert rows.fits(model) == fits
+    assert ragged.fits(model) == fits
     answers = generate(model, tiny[1], prompts, 8, 120)
     assert model.generation_config.repetition_penalty == 5.0
     assert model.config._attn_implementation == usual

@@ -25,7 +25,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from luthier.likelihood import SHARED_AT_LEAST, micro_batches
-from luthier.rows import NAME, Cache, fits, forward
+from luthier.ragged import NAME, Cache, fits, forward
 from luthier.text.chat import end_tokens
 
 PASS_TOKENS = 512  # read in one pass, prompts or drafts: more are no faster, and take more memory

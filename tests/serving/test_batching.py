@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from luthier import generation
 from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
-from luthier.rows import NAME
+from luthier.ragged import NAME
 from luthier.serving.api.errors import ApiError
 from luthier.serving.engines import batch
 from luthier.serving.engines.batching import BatchingEngine, Done, Failed, TextPiece

@@ -19,7 +19,7 @@ from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.likelihood import IGNORED
 from luthier.models import load_model, load_tokenizer, resolve_base
-from luthier.pipelines.evaluation.answer import negative_log_likelihoods, passage_examples
+from luthier.pipelines.evaluation.likelihoods import negative_log_likelihoods, passage_examples
 from luthier.pipelines.evaluation.score import compare
 from luthier.pipelines.evaluation.tasks import (
     TEXT_METRICS,

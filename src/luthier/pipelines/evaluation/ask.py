@@ -69,7 +69,7 @@ def _measure(
     label_field: str | None,
 ) -> None:
     """Add what only a model at hand can say: the likelihood of texts that it did not choose."""
-    from luthier.pipelines.evaluation.answer import label_log_likelihoods, losses_of, passage_examples, right_answers
+    from luthier.pipelines.evaluation.likelihoods import label_log_likelihoods, losses_of, passage_examples, right_answers
     from luthier.pipelines.evaluation.tasks import label_of
 
     for name, examples_of in (("test", right_answers), ("general", passage_examples)):

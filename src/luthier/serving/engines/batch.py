@@ -1,7 +1,7 @@
 """The rows that are answered at a time: which of them the next forward pass reads or writes, and what comes of it.
 
 - Every pass holds the newest token of all rows, and a row that has ended leaves for another one (continuous batching: Orca,
-  OSDI 2022), on `luthier.rows`, as `luthier.generation` does for files.
+  OSDI 2022), on `luthier.ragged`, as `luthier.generation` does for files.
 - A long prompt is read in pieces, with a pass for all others in between (chunked prefill: Sarathi, arXiv:2308.16369).
 - What a slot holds stays when its row has left: see `prefix_cache`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.generation import PASS_TOKENS, Drafts
-from luthier.rows import FEW_QUERIES, forward
+from luthier.ragged import FEW_QUERIES, forward
 from luthier.serving.engines.prefix_cache import PrefixCache
 from luthier.serving.engines.writing import Proposal, Row, Written
 
@@ -31,7 +31,7 @@ class Batch:
         """Start without rows.
 
         Args:
-            model: one that `luthier.rows.fits`, set to the attention of that module.
+            model: one that `luthier.ragged.fits`, set to the attention of that module.
             slots: how many rows there may be.
             capacity: tokens of each.
             ends: tokens that end an answer.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from luthier.errors import UserError
-from luthier.rows import NAME, fits
+from luthier.ragged import NAME, fits
 from luthier.serving.api.completion import Finish, TokenLogprob
 from luthier.serving.api.errors import ApiError, busy, context_exceeded, internal, invalid, unavailable
 from luthier.serving.engines.batch import Batch

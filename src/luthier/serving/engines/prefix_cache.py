@@ -11,7 +11,7 @@ without a tree: slots are few, so all are looked through.
 
 from collections.abc import Iterable, Sequence
 
-from luthier.rows import Cache
+from luthier.ragged import Cache
 
 WORTH = 8  # tokens that another slot must have in common beyond a row's own: copying takes time too
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from luthier.attention import NAME as SHORT_ATTENTION
 
-NAME = "luthier_rows"
+NAME = "luthier_ragged"
 FEW_QUERIES = 16  # up to here plain products are faster than PyTorch's attention, on a CPU two to ten times
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sharp import sharp_tiny
 
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, make_examples, micro_batches
-from luthier.pipelines.evaluation.answer import (
+from luthier.pipelines.evaluation.likelihoods import (
     answer_with_label,
     label_log_likelihoods,
     negative_log_likelihoods,
