@@ -351,7 +351,7 @@ def test_constrained_answers_satisfy_the_schema_beside_free_ones(pair):
     constraint = JsonConstraint(tokenizer, SCHEMA)
     prompts = [random_tokens(length, length) for length in range(4, 12)]
     with running(pair) as engine:
-        held = [ask(engine, prompt, 60, constraint=constraint, temperature=n % 2) for n, prompt in enumerate(prompts)]
+        held = [ask(engine, prompt, 100, constraint=constraint, temperature=n % 2) for n, prompt in enumerate(prompts)]
         free = [ask(engine, prompt) for prompt in prompts]
         for listener in held:
             jsonschema.validate(json.loads(listener.wait().text), SCHEMA)
