@@ -16,7 +16,7 @@ import yaml
 from commands import command, environment, make_project
 from faulty import Faults, faulty
 from postgres import postgresql
-from ray_cluster import ray_cluster
+from ray_cluster import Cluster, ray_cluster
 from storage import ENVIRONMENT, s3_server
 
 from luthier.artefacts import MANIFEST, hash_of
@@ -64,12 +64,27 @@ def broken(storage, root: str) -> list[str]:
     return wrong
 
 
-def run(project: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+def run(project: Path, variables: dict[str, str], *what: str) -> "subprocess.Popen[bytes]":
     log = (project / "run.log").open("ab")
-    settings = environment() | variables | {"OMP_NUM_THREADS": "1"}
+    settings = environment() | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
-        command("run", "--env", "cluster"), env=settings, cwd=project, stdout=log, stderr=log, start_new_session=True
+        command("run", *(what or ("--env", "cluster"))), env=settings, cwd=project, stdout=log, stderr=log, start_new_session=True
     )
+
+
+def of_cluster(storage: str, database: str, cluster: Cluster, folder: Path) -> dict[str, str]:
+    """Return what docs/cluster.md sets, for servers of a test's own."""
+    places = {
+        "AWS_ENDPOINT_URL": storage,
+        "MLFLOW_S3_ENDPOINT_URL": storage,
+        "LUTHIER_DATA": "s3://bucket/luthier",
+        "LUTHIER_WORK": str(folder / "work"),
+        "LUTHIER_CACHE": str(folder / "cache"),
+        "MLFLOW_TRACKING_URI": database,
+        "LUTHIER_REQUEST_LOG_URI": database,
+        "RAY_ADDRESS": cluster.address,
+    }
+    return ENVIRONMENT | cluster.environment | places
 
 
 def lines_of(project: Path) -> int:
@@ -95,20 +110,7 @@ def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(fi
     with s3_server() as address, faulty(address, faults) as bad, postgresql() as database, ray_cluster() as cluster:
         storage = fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False, skip_instance_cache=True)
         storage.mkdir("bucket")
-        variables = (
-            ENVIRONMENT
-            | cluster.environment
-            | {
-                "AWS_ENDPOINT_URL": bad,
-                "MLFLOW_S3_ENDPOINT_URL": bad,
-                "LUTHIER_DATA": "s3://bucket/luthier",
-                "LUTHIER_WORK": str(tmp_path / "work"),
-                "LUTHIER_CACHE": str(tmp_path / "cache"),
-                "MLFLOW_TRACKING_URI": database,
-                "LUTHIER_REQUEST_LOG_URI": database,
-                "RAY_ADDRESS": cluster.address,
-            }
-        )
+        variables = of_cluster(bad, database, cluster, tmp_path)
         kills = 0
         while kills < KILLS:
             process, end = run(project, variables), time.monotonic() + 300
@@ -134,3 +136,25 @@ def test_the_same_model_comes_from_a_cluster_whatever_storage_and_machines_do(fi
         assert broken(storage, "bucket/luthier") == []
         assert model_of(storage, "bucket/luthier") == expected
         assert [folder.name for folder in (project / "data").iterdir()] == ["01_raw"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LUTHIER_REAL_CLUSTER" not in os.environ, reason="trains the real model twice: set LUTHIER_REAL_CLUSTER=1")
+def test_the_real_model_is_the_same_too(tmp_path, monkeypatch):
+    """Without faults, with the model and the data of `make run`."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    trained = ("--pipelines", "data_processing,training")
+    here, there = make_project(tmp_path / "here"), make_project(tmp_path / "there")
+    with s3_server() as address, postgresql() as database, ray_cluster() as cluster:
+        storage = fsspec.filesystem("s3", endpoint_url=address, use_listings_cache=False, skip_instance_cache=True)
+        storage.mkdir("bucket")
+        threads = {"OMP_NUM_THREADS": "2"}
+        for project, variables, what in (
+            (here, threads, trained),
+            (there, of_cluster(address, database, cluster, tmp_path) | threads, (*trained, "--env", "cluster")),
+        ):
+            assert run(project, variables, *what).wait(3600) == 0, (project / "run.log").read_text()[-5000:]
+        model = model_of(fsspec.filesystem("file"), str(here / "data"))
+        print(f"sha256 of the model: {model[0]}")
+        assert model_of(storage, "bucket/luthier") == model
