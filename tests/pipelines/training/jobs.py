@@ -92,7 +92,14 @@ def make_job(
 def run(job: dict[str, Any], work: Path) -> Path:
     """Train as the node does, and return the job's folder."""
     folder = launch.open_job(work, job)
-    launch.run_worker(folder, job["parameters"]["processes"], job["threads"], job["device"], lambda metrics: None)
+    launch.run_worker(folder, job, lambda metrics: None)
+    return folder
+
+
+def ready(job: dict[str, Any], work: Path) -> Path:
+    """Return the job's folder with its job file, for a worker without launcher."""
+    folder = launch.open_job(work, job)
+    launch.write_job(folder, job)
     return folder
 
 
@@ -144,7 +151,7 @@ class Forge:
 
     def train(self, job: dict[str, Any], work: Path) -> Path:
         """Train to the end and return the job's folder."""
-        folder = launch.open_job(work, job)
+        folder = ready(job, work)
         status = self.work(folder)
         assert status == 0, (folder / "worker.log").read_text()
         return folder

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from luthier.errors import UserError
-from luthier.pipelines.training import launch
+from luthier.pipelines.training import launch, lock
 from tests.pipelines.training import jobs
 from tests.pipelines.training.jobs import DROPOUT, EVERY, STEPS
 
@@ -53,6 +53,11 @@ def processes_of(folder):
     return [process.pid for process in running if str(folder) in (process.info["cmdline"] or [])]
 
 
+def files_of(folder):
+    """Return when each file of a job was last written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
 def random_kill(chance):
     call = chance.choice(list(CALLS))
     # not too late, so that some steps are left to do after several kills
@@ -72,7 +77,7 @@ def slowly(*values):
 def test_a_killed_run_goes_on_to_the_same_bytes(home, whole, tmp_path, call, seed):
     chance = random.Random(f"{call} {seed}")
     number, after = chance.randint(1, CALLS[call]), chance.random() < 0.5
-    folder = launch.open_job(tmp_path / "work", home.job())
+    folder = jobs.ready(home.job(), tmp_path / "work")
     assert jobs.forge().work(folder, {"call": call, "number": number, "after": after}) == -signal.SIGKILL
     assert f"killed {'after' if after else 'before'} {call} {number}" in log(folder)
     jobs.forge().train(home.job(), tmp_path / "work")
@@ -82,7 +87,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(home, whole, tmp_path, call, see
 @pytest.mark.parametrize("seed", [0, 1, *slowly(*range(2, 20))])
 def test_a_run_killed_again_and_again_goes_on_to_the_same_bytes(home, whole, tmp_path, seed):
     chance = random.Random(seed)
-    folder = launch.open_job(tmp_path / "work", home.job())
+    folder = jobs.ready(home.job(), tmp_path / "work")
     kills, saved = 0, []
     for _ in range(4):
         status = jobs.forge().work(folder, random_kill(chance))
@@ -96,7 +101,7 @@ def test_a_run_killed_again_and_again_goes_on_to_the_same_bytes(home, whole, tmp
 
 
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(home, whole, tmp_path):
-    folder = launch.open_job(tmp_path / "work", home.job())
+    folder = jobs.ready(home.job(), tmp_path / "work")
     assert jobs.forge().work(folder, {"call": "optimiser step", "number": 8}) == -signal.SIGKILL
     assert jobs.checkpoint_steps(folder) == [3, 6]
     weights = folder / "checkpoints" / "step-00000006" / "weights.safetensors"
@@ -165,16 +170,16 @@ def test_sigterm_saves_and_tells_and_the_same_call_goes_on(home, whole, tmp_path
 ORPHAN_MAKER = """
 import json, sys
 from pathlib import Path
-from luthier.pipelines.training import launch
+from luthier.pipelines.training import launch, lock
 job, work = json.loads(sys.argv[1]), Path(sys.argv[2])
 launch.WORKER = "killed_worker"
 folder = launch.open_job(work, job)
 (folder / "moment.json").write_text(json.dumps({"call": "optimiser step", "number": 5, "hold": True}))
-launch.run_worker(folder, 1, 1, "cpu", print)
+launch.run_worker(folder, job, print)
 """
 
 
-def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path):
+def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path, monkeypatch):
     folder = tmp_path / "work" / whole.name
     command = [sys.executable, "-c", ORPHAN_MAKER, json.dumps(home.job()), str(tmp_path / "work")]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, stdout=subprocess.DEVNULL) as parent:
@@ -183,6 +188,12 @@ def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path):
         finally:
             parent.kill()
     assert processes_of(folder)
+    # until it has left, nobody else writes there
+    before = files_of(folder)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Another process trains in"):
+        patch.setattr(lock, "PATIENCE", 0.2)
+        jobs.run(home.job(), tmp_path / "work")
+    assert files_of(folder) == before
     (folder / "go").touch()
     jobs.wait_until(lambda: not processes_of(folder), "the orphan has left")
     assert json.loads((folder / "stopped.json").read_text()) == {"step": 5, "steps": STEPS}
@@ -192,29 +203,50 @@ def test_an_orphaned_worker_saves_and_leaves_by_itself(home, whole, tmp_path):
 
 
 def test_a_second_worker_waits_for_the_first_to_leave(home, whole, tmp_path):
-    folder = launch.open_job(tmp_path / "work", home.job())
-    with (folder / "worker.lock").open("w") as lock, ThreadPoolExecutor() as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = jobs.ready(home.job(), tmp_path / "work")
+    with (folder / "worker.lock").open("w") as held, ThreadPoolExecutor() as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
         running = pool.submit(jobs.forge().train, home.job(), tmp_path / "work")
         time.sleep(3)  # without the lock it would be done by now
         assert not running.done()
         assert not (folder / "metrics.jsonl").exists()
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(held, fcntl.LOCK_UN)
         running.result()
+    assert_same_end(folder, whole)
+
+
+def test_a_second_command_takes_the_result_of_the_first_and_disturbs_nothing(
+    home, whole, tmp_path, launched_with_moments, monkeypatch
+):
+    folder = launch.open_job(tmp_path / "work", home.job())
+    set_moment(folder, call="optimiser step", number=5, hold=True)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(jobs.run, home.job(), tmp_path / "work")
+        jobs.wait_until((folder / "held").exists, "the worker is in step 5")
+        before = (files_of(folder), processes_of(folder))
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="Another process trains in"):
+            patch.setattr(lock, "PATIENCE", 0.2)
+            jobs.run(home.job(), tmp_path / "work")
+        second = pool.submit(jobs.run, home.job(), tmp_path / "work")
+        time.sleep(1)  # longer than it takes to start a process
+        assert (files_of(folder), processes_of(folder)) == before
+        (folder / "go").touch()
+        assert first.result() == second.result() == folder
     assert_same_end(folder, whole)
 
 
 @pytest.mark.slow
 def test_an_interrupted_call_lets_the_worker_save(home, tmp_path, launched_with_moments):
     """What Ctrl-C does: the exception passes through the call, and the worker has left when it does."""
-    folder = launch.open_job(tmp_path / "work", home.job(steps=60))
+    job = home.job(steps=60)
+    folder = launch.open_job(tmp_path / "work", job)
 
     def interrupt(metrics):
         if metrics["step"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launch.run_worker(folder, 1, 1, "cpu", interrupt)
+        launch.run_worker(folder, job, interrupt)
     assert not processes_of(folder)
     stopped = json.loads((folder / "stopped.json").read_text())
     assert jobs.checkpoint_steps(folder)[-1] == stopped["step"] < 60
@@ -224,7 +256,7 @@ def test_an_interrupted_call_lets_the_worker_save(home, tmp_path, launched_with_
 
 
 def test_only_damaged_checkpoints_are_told_not_trained_over(home, tmp_path):
-    folder = launch.open_job(tmp_path / "work", home.job())
+    folder = jobs.ready(home.job(), tmp_path / "work")
     assert jobs.forge().work(folder, {"call": "optimiser step", "number": 5}) == -signal.SIGKILL
     (folder / "checkpoints" / "step-00000003" / "optimizer.pt").write_bytes(b"")
     for _ in range(2):

@@ -28,7 +28,7 @@ job, work, uri = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 launch.WORKER = "killed_worker"
 folder = launch.open_job(work, job)
 (folder / "moment.json").write_text(json.dumps({"call": "optimiser step", "number": 8, "hold": True}))
-launch.run_worker(folder, 1, 1, "cpu", print, Mirror(folder, uri))
+launch.run_worker(folder, job, print, Mirror(folder, uri))
 """
 
 
@@ -74,7 +74,7 @@ def test_another_machine_goes_on_where_the_first_was_taken_away(home, whole, tmp
     second = launch.open_job(tmp_path / "second", home.job())
     mirror = Mirror(second, uri)
     with caplog.at_level("INFO"):
-        launch.run_worker(second, 1, 1, "cpu", lambda metrics: None, mirror)
+        launch.run_worker(second, home.job(), lambda metrics: None, mirror)
     assert "Checkpoint step-00000006 is taken" in caplog.text
     assert jobs.result(second).manifest == jobs.result(whole).manifest
     assert jobs.history(second) == jobs.history(whole)
@@ -128,10 +128,11 @@ def test_a_storage_that_does_not_answer_is_told_at_the_start_and_forgiven_at_the
 
 def test_a_storage_that_is_away_ends_no_training(home, tmp_path, bucket, caplog):
     storage, uri = bucket
-    folder = launch.open_job(tmp_path / "work", home.job(steps=4))
+    job = home.job(steps=4)
+    folder = launch.open_job(tmp_path / "work", job)
     storage.rm("bucket", recursive=True)
     mirror = Mirror(folder, uri)
-    launch.run_worker(folder, 1, 1, "cpu", lambda metrics: None, mirror)
+    launch.run_worker(folder, job, lambda metrics: None, mirror)
     assert launch.result_of(folder) is not None
     assert "is not copied to" in caplog.text
     launch.clear_checkpoints(folder, mirror)

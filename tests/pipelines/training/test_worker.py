@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_examples(home
 
 
 def test_layers_that_do_not_exist_are_told(home):
-    folder = launch.open_job(home.folder / "work", home.job(lora={"targets": ["no_such_layer"]}))
+    folder = jobs.ready(home.job(lora={"targets": ["no_such_layer"]}), home.folder / "work")
     assert jobs.forge().work(folder) == 1
     assert "training.lora.targets" in json.loads((folder / "error.json").read_text())["message"]
 

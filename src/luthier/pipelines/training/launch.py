@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -21,6 +21,7 @@ import luthier
 from luthier.artefacts import hash_of, hash_of_file, is_complete, write_atomically
 from luthier.errors import UserError
 from luthier.models import ModelDirectory
+from luthier.pipelines.training.lock import alone_in
 from luthier.pipelines.training.mirror import Mirror
 
 WORKER = "luthier.pipelines.training.worker"
@@ -81,18 +82,21 @@ def explain_difference(work: Path, parts: dict[str, Any]) -> str:
 
 
 def open_job(work: Path, job: dict[str, Any]) -> Path:
-    """Make, or find again, the folder of a job and write its job file."""
+    """Make, or find again, the folder of a job; remember the job as the latest."""
     parts = ingredients(job)
-    fingerprint = hash_of(parts)[:16]
-    folder = work / fingerprint
+    folder = work / hash_of(parts)[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(work / "latest.json", json.dumps(parts, ensure_ascii=False))
+    return folder
+
+
+def write_job(folder: Path, job: dict[str, Any]) -> None:
+    """Write the job file, which the worker reads; it names this process as the one to work for."""
     parent = psutil.Process()
     started_by = {"pid": parent.pid, "created": parent.create_time()}
     write_atomically(
-        folder / "job.json", json.dumps({**job, "fingerprint": fingerprint, "parent": started_by}, ensure_ascii=False)
+        folder / "job.json", json.dumps({**job, "fingerprint": folder.name, "parent": started_by}, ensure_ascii=False)
     )
-    write_atomically(work / "latest.json", json.dumps(parts, ensure_ascii=False))
-    return folder
 
 
 def result_of(folder: Path) -> ModelDirectory | None:
@@ -109,44 +113,27 @@ def read_metrics(folder: Path) -> list[Metrics]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def run_worker(
-    folder: Path,
-    processes: int,
-    threads: int,
-    device: str,
-    on_metrics: Callable[[Metrics], None],
-    mirror: Mirror | None = None,
-) -> None:
+def run_worker(folder: Path, job: dict[str, Any], on_metrics: Callable[[Metrics], None], mirror: Mirror | None = None) -> None:
     """Run the worker processes of a job to their end, calling `on_metrics` for every line that they write.
 
-    When this process is interrupted, or dies, the worker saves a checkpoint and leaves. With a mirror, it begins with the newest
-    copy if there is one, and each checkpoint is copied.
+    A job that another command trains already is waited for, and its result taken. When this process is interrupted, or dies, the
+    worker saves a checkpoint and leaves. With a mirror, it begins with the newest copy if there is one, and each checkpoint is
+    copied.
 
     Raises:
-        UserError: if the worker failed, with its reason, or was stopped; or the storage of the copies cannot be read.
+        UserError: if the worker failed, with its reason, or was stopped; another command trains the job and does not finish; or
+            the storage of the copies cannot be read.
         KeyboardInterrupt: after the worker has saved, if this process was interrupted.
     """
-    for told in ("error.json", "stopped.json"):
-        (folder / told).unlink(missing_ok=True)
-    if mirror is not None:
-        mirror.bring()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", "0", "--shutdown-timeout", str(SECONDS_TO_SAVE), "-m", WORKER, str(folder)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    if device == "cpu":
-        environment |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
-    else:
-        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # without it cuBLAS does not repeat its results
-    with (folder / "worker.log").open("ab") as log:
-        # a session of its own: Ctrl-C in the terminal reaches us alone, and we let the worker save before it leaves
-        child = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
+    with alone_in(folder, "job.lock") as lock:
+        if result_of(folder) is not None:
+            return
+        write_job(folder, job)
+        for told in ("error.json", "stopped.json"):
+            (folder / told).unlink(missing_ok=True)
+        if mirror is not None:
+            mirror.bring()
+        child = _start(folder, job, lock)
         try:
             _follow(folder, child, on_metrics, mirror)
         except BaseException:
@@ -155,12 +142,41 @@ def run_worker(
             if mirror is not None:
                 mirror.finish()
             raise
-    if (folder / "error.json").exists():
-        raise UserError(json.loads((folder / "error.json").read_text(encoding="utf-8"))["message"])
-    if result_of(folder) is None:
+        if result_of(folder) is not None:
+            return
+        if (folder / "error.json").exists():
+            raise UserError(json.loads((folder / "error.json").read_text(encoding="utf-8"))["message"])
         if mirror is not None:
             mirror.finish()
         raise UserError(_why_it_ended(folder, child.returncode))
+
+
+def _start(folder: Path, job: dict[str, Any], lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Start the processes of a job, which keep its lock even if this one dies before they do."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(job["parameters"]["processes"])]
+    command += ["--max-restarts", "0", "--shutdown-timeout", str(SECONDS_TO_SAVE), "-m", WORKER, str(folder)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(job["threads"]),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if job["device"] == "cpu":
+        environment |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    else:
+        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # without it cuBLAS does not repeat its results
+    with (folder / "worker.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            # a session of its own: Ctrl-C in the terminal reaches us alone, and we let the worker save before it leaves
+            start_new_session=True,
+            pass_fds=(lock.fileno(),),
+        )
 
 
 def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[Metrics], None], mirror: Mirror | None) -> None:

@@ -73,7 +73,7 @@ def train(
         give_back_freed_memory()
         mirror = Mirror(folder, folders.checkpoints) if "://" in folders.checkpoints else None
         with TrainingProgress(plan["steps"]) as progress:
-            launch.run_worker(folder, parameters.processes, plan["threads_per_process"], plan["device"], progress.update, mirror)
+            launch.run_worker(folder, job, progress.update, mirror)
         launch.clear_checkpoints(folder, mirror)
     else:
         logger.info("No training step is needed: the finished model of this very job is in %s.", folder)

@@ -6,7 +6,6 @@ Only rank 0 writes: `metrics.jsonl` (a line a step), checkpoints, at last the fo
 sharded weights (FSDP) or several machines yet: every process holds the whole model.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import torch
@@ -32,11 +31,10 @@ from luthier.machine import freed_memory_kept
 from luthier.models import Base, load_model, load_tokenizer, resolve_base
 from luthier.pipelines.training import checkpoints
 from luthier.pipelines.training.batches import batch_of_step, repeats
+from luthier.pipelines.training.lock import alone_in
 from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.shards import Shards
-
-WAIT_FOR_LOCK = 120.0  # seconds that a worker whose parent died may need to notice it and leave
 
 
 def learning_rate_factor(step: int, steps: int, parameters: TrainingParameters) -> float:
@@ -282,57 +280,38 @@ def _is_alive(parent: dict[str, float]) -> bool:
         return False
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Keep a second worker out of the folder, while this process lives.
-
-    Raises:
-        UserError: if another worker stays in it.
-    """
-    file = (folder / "worker.lock").open("w")
-    deadline = time.monotonic() + WAIT_FOR_LOCK
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"Another process trains in {folder}: wait for it, or end it.") from None
-            time.sleep(0.5)
-        else:
-            return file
-
-
 def main(folder: Path) -> int:
     """Run the job in `folder`; return the exit status: 0 finished, or stopped (see stopped.json); 1 failed (see error.json)."""
     main_process = int(os.environ.get("RANK", "0")) == 0
-    lock = None
     try:
-        if main_process:
-            lock = _lock(folder)
-        job = Job(folder)
-
-        def stop(*_: object) -> None:
-            job.stop_asked = True
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-
-        def report(facts: dict[str, Any]) -> None:
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-                metrics.write(json.dumps(facts) + "\n")
-
-        with freed_memory_kept():
-            done = job.fit(report)
-        if done == job.steps:
-            job.finish()
-        elif main_process:
-            write_atomically(folder / "stopped.json", json.dumps({"step": done, "steps": job.steps}))
+        # the launcher keeps other commands out; this keeps out a worker that was left alone by its launcher
+        with alone_in(folder, "worker.lock") if main_process else nullcontext():
+            _work(folder, main_process)
         return 0
     except UserError as error:
         write_atomically(folder / "error.json", json.dumps({"message": str(error)}))
         return 1
-    finally:
-        if lock is not None:
-            lock.close()
+
+
+def _work(folder: Path, main_process: bool) -> None:
+    job = Job(folder)
+
+    def stop(*_: object) -> None:
+        job.stop_asked = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+    def report(facts: dict[str, Any]) -> None:
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps(facts) + "\n")
+
+    with freed_memory_kept():
+        done = job.fit(report)
+    if done == job.steps:
+        job.finish()
+    elif main_process:
+        write_atomically(folder / "stopped.json", json.dumps({"step": done, "steps": job.steps}))
 
 
 if __name__ == "__main__":
