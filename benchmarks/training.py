@@ -32,7 +32,7 @@ def run() -> list[dict]:
     """Alternate single steps of the two and compare them pair by pair."""
     from luthier.configuration import FolderParameters, ModelParameters
     from luthier.models import load_tokenizer, resolve_base
-    from luthier.pipelines.training.batches import batch_of_step
+    from luthier.pipelines.training.batches import epoch_batches
     from luthier.text.chat import encode
 
     folders = FolderParameters(root=str(ROOT), base_models=str(ROOT / "data/06_models/base"), work="unused")
@@ -48,7 +48,7 @@ def run() -> list[dict]:
             user, answer = row["body"], json.dumps(row["answer"], separators=(",", ":"))
             conversations.append(encode(tokenizer, [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]))
     lengths = [len(c.input_ids) for c in conversations]
-    batches = [batch_of_step(step, lengths, 16, 0) for step in range(REPEATS + 1)]
+    batches = epoch_batches(lengths, 16, 0, 0)[: REPEATS + 1]
     with tempfile.TemporaryDirectory() as folder:
         rows = [[{"ids": conversations[i].input_ids, "learn": conversations[i].supervised} for i in batch] for batch in batches]
         Path(folder, "batches.json").write_text(json.dumps(rows))

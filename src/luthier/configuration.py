@@ -79,7 +79,7 @@ class SourceParameters(Parameters):
     shape: str = Field(default="auto", pattern=f"^({'|'.join(SHAPES)})$")
     """What a row looks like; `auto` takes the templates of `data` where their columns are there, and recognises the rest."""
     weight: float = Field(default=1.0, gt=0)
-    """How often its records are trained on, relative to the others."""
+    """How often a record is taken in an epoch of training: 2.5 is twice and three times in turn, 0.2 once in five epochs."""
     license: str | None = None
     """The licence of this source, for the data card."""
     optional: bool = False

@@ -39,7 +39,7 @@ RECORD = pa.schema(
         ("label", pa.string()),  # what to stratify by; null if the rows have none
         ("meta", pa.string()),  # JSON: what else is known of the record
         ("source", pa.string()),
-        ("weight", pa.float64()),  # how often to train on it, relative to 1
+        ("weight", pa.float64()),  # how often to take it in an epoch of training
     ]
 )
 

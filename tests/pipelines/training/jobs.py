@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ def tiny_base(folder: Path) -> Base:
     return resolve_base(ModelParameters(base="tiny:llama"), folders_in(folder))
 
 
-def write_examples(folder: Path, base: Base, seed: int = 0) -> Shards:
-    """Write examples of very different lengths: the answer repeats words of the question."""
+def write_examples(folder: Path, base: Base, seed: int = 0, weights: Sequence[float] = (1.0,)) -> Shards:
+    """Write examples of very different lengths, weighted in turn: the answer repeats words of the question."""
     tokenizer, random = load_tokenizer(base), np.random.default_rng(seed)
     rows = []
     for number in range(TRAIN + VALIDATION):
@@ -53,7 +53,7 @@ def write_examples(folder: Path, base: Base, seed: int = 0) -> Shards:
             {
                 "id": f"example-{number}",
                 "split": split,
-                "weight": 1.0,
+                "weight": weights[number % len(weights)],
                 "input_ids": encoded.input_ids,
                 "supervised": encoded.supervised,
             }

@@ -1,6 +1,7 @@
 """The order of the data: every example once, decided by seed and epoch alone, within the token budget."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, micro_batches
 from luthier.models import load_model
-from luthier.pipelines.training.batches import WINDOW, batch_of_step, epoch_batches, repeats, steps_per_epoch
+from luthier.pipelines.training.batches import WINDOW, Order, epoch_batches, steps_per_epoch
 from tests.pipelines.training import jobs
 
 lengths_of_examples = st.lists(st.integers(1, 500), min_size=1, max_size=300)
@@ -40,12 +41,47 @@ def test_other_seeds_and_epochs_give_other_orders():
     assert len(set(orders)) == 4
 
 
+weights_of_examples = st.lists(st.one_of(st.sampled_from([0.2, 1.0, 2.0, 2.5]), st.floats(0.01, 6)), min_size=1, max_size=60)
+
+
+def order_of(weights, batch_size=8, seed=0):
+    lengths = [1 + number * 7 % 50 for number in range(len(weights))]
+    return Order([f"id-{number}" for number in range(len(weights))], weights, lengths, batch_size, seed)
+
+
 @given(lengths_of_examples, sizes, seeds, st.data())
 def test_steps_walk_through_the_epochs_one_after_the_other(lengths, batch_size, seed, data):
     per_epoch = steps_per_epoch(len(lengths), batch_size)
     step = data.draw(st.integers(0, 3 * per_epoch))
     expected = [batch for epoch in range(4) for batch in epoch_batches(lengths, batch_size, seed, epoch)][step]
-    assert batch_of_step(step, lengths, batch_size, seed) == expected
+    ids = [f"id-{number}" for number in range(len(lengths))]
+    assert Order(ids, [1.0] * len(lengths), lengths, batch_size, seed).batch(step) == expected
+
+
+@given(weights_of_examples, sizes, seeds, st.integers(1, 12))
+def test_over_the_epochs_an_example_is_taken_as_often_as_its_weight_says(weights, batch_size, seed, epochs):
+    order = order_of(weights, batch_size, seed)
+    steps = sum(order.steps(epoch) for epoch in range(epochs))
+    taken = Counter(example for step in range(steps) for example in order.batch(step))
+    assert all(abs(taken[number] - weight * epochs) < 1 for number, weight in enumerate(weights))
+    for epoch in range(epochs):
+        assert all(abs(times - weight) < 1 for times, weight in zip(order.times(epoch), weights, strict=True))
+
+
+def test_a_fifth_of_the_examples_is_taken_in_each_epoch_and_all_in_five():
+    times = [order_of([0.2] * 4000).times(epoch) for epoch in range(5)]
+    assert sum(times).tolist() == [1] * 4000
+    assert [taken.sum() / 4000 for taken in times] == pytest.approx([0.2] * 5, abs=0.02)
+
+
+@given(weights_of_examples, sizes, seeds, st.data())
+def test_a_run_that_begins_at_any_step_takes_what_an_uninterrupted_one_does(weights, batch_size, seed, data):
+    whole = order_of(weights, batch_size, seed)
+    steps = sum(whole.steps(epoch) for epoch in range(4))
+    batches = [whole.batch(step) for step in range(steps)]
+    begin = data.draw(st.integers(0, steps))
+    again = order_of(weights, batch_size, seed)
+    assert [again.batch(step) for step in range(begin, steps)] == batches[begin:]
 
 
 def test_examples_of_a_batch_are_of_similar_length():
@@ -91,11 +127,3 @@ def test_neighbours_and_padding_do_not_change_the_loss_of_an_example(nll, drawn)
         alone = torch.cat([nll(*collate([example])) for example in examples])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
     assert (together > 0).all()
-
-
-def test_an_example_comes_as_often_as_its_weight_says():
-    for weight in (0.25, 1.0, 2.0, 2.7):
-        counts = [repeats(f"id-{n}", weight, 1) for n in range(4000)]
-        assert sum(counts) / len(counts) == pytest.approx(weight, abs=0.05)
-        assert set(counts) <= {int(weight), int(weight) + 1}
-    assert {repeats(f"id-{n}", 1.0, 1) for n in range(100)} == {1}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from luthier.errors import UserError
 from luthier.models import load_model
 from luthier.pipelines.training import plan as planning
-from luthier.pipelines.training.batches import steps_per_epoch
+from luthier.pipelines.training.batches import Order, steps_per_epoch
 from luthier.pipelines.training.lora import use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
 from tests.pipelines.training import jobs
@@ -20,9 +20,12 @@ def base(tmp_path_factory):
     return jobs.tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
-def plan(base, lengths=(20, 30, 40), **parameters):
+def plan(base, lengths=(20, 30, 40), weight=1.0, **settings):
     supervised = [max(1, length // 3) for length in lengths]
-    return planning.make_plan(lengths, supervised, base, TrainingParameters(precision="fp32", **parameters), seed=3)
+    parameters = TrainingParameters(precision="fp32", **settings)
+    ids = [f"id-{number}" for number in range(len(lengths))]
+    order = Order(ids, [weight] * len(lengths), lengths, parameters.batch_size, 3)
+    return planning.make_plan(order, lengths, supervised, base, parameters, seed=3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -38,6 +41,18 @@ def test_steps_and_tokens_follow_from_epochs_batch_and_limit(base, examples, bat
         assert made["supervised_tokens"] == 6 * examples * epochs
     assert made["base"] == base.identity
     assert made["seed"] == 3
+
+
+@pytest.mark.parametrize("weight", [0.2, 2.5])
+def test_weights_count_in_steps_and_tokens(base, weight):
+    made = plan(base, [20] * 400, weight, batch_size=4, epochs=10)
+    assert made["tokens"] == 20 * 400 * weight * 10
+    assert made["steps"] == pytest.approx(400 * weight * 10 / 4, abs=10)  # an epoch's last batch may be smaller
+
+
+def test_weights_that_leave_nothing_to_train_on_are_refused(base):
+    with pytest.raises(UserError, match=r"none is taken in training\.epochs \(2\).*data\.sources\.NAME\.weight"):
+        plan(base, weight=1e-9, epochs=2)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["down_proj"], r".*\.(k|o)_proj"])

@@ -12,7 +12,7 @@ from luthier.errors import UserError
 from luthier.likelihood import IGNORED, SupervisedNll, collate, make_examples
 from luthier.models import Base, load_model, load_tuned
 from luthier.pipelines.training import launch
-from luthier.pipelines.training.batches import epoch_batches
+from luthier.pipelines.training.batches import Order, epoch_batches
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.pipelines.training.worker import learning_rate_factor
 from tests.pipelines.training import jobs
@@ -74,6 +74,20 @@ def test_one_and_two_processes_learn_alike(by_processes, home):
     for key in ("learning_rate", "tokens", "supervised_tokens"):
         assert jobs.curve(two, key) == jobs.curve(one, key)
     assert len(jobs.curve(one)) == STEPS
+
+
+def test_a_step_trains_on_what_the_order_says_with_weights_too(home):
+    examples = jobs.write_examples(home.folder / "weighted", home.base, weights=(0.4, 1.0, 2.5))
+    train = make_examples(examples, "train")
+    lengths = [len(example.input_ids) for example in train]
+    order = Order([example.id for example in train], [example.weight for example in train], lengths, BATCH, SEED)
+    steps = sum(order.steps(epoch) for epoch in range(3))
+    job = jobs.make_job(home.folder, examples, seed=SEED, steps=steps, batch_size=BATCH)
+    killed = jobs.ready(job, home.folder / "killed")
+    assert jobs.forge().work(killed, {"call": "optimiser step", "number": order.steps(0) + 2}) != 0
+    folder = jobs.forge().train(job, home.folder / "killed")
+    assert jobs.curve(folder, "tokens") == [sum(lengths[i] for i in order.batch(step)) for step in range(steps)]
+    assert jobs.history(folder) == jobs.history(jobs.forge().train(job, home.folder / "work"))
 
 
 def test_the_model_learns(by_processes):

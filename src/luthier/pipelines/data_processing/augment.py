@@ -47,7 +47,7 @@ class Augment(Parameters):
     mix_characters: int = Field(default=200, ge=1)
     """Longest message that is joined."""
     rebalance: Literal["none", "weight"] = "none"
-    """`weight` shows rare labels more often: a label's weight is the mean number of records a label, divided by its own."""
+    """`weight` takes rare labels more often and frequent ones less: the mean number of records a label, divided by its own."""
     max_weight: float = Field(default=5.0, ge=1)
     """`weight` changes a record's weight by this factor at most, up or down."""
     protect: list[str] | None = None

@@ -240,7 +240,7 @@ COLUMNS = {
     "label": "The label that the splits are stratified by.",
     "meta": "Whatever else is known of the row, as a JSON object.",
     "source": "Name of the source that the row comes from.",
-    "weight": "How often the trainer should see the row, relative to 1.",
+    "weight": "How often the row is taken in an epoch of training; a fraction is made up for over the epochs.",
     "content_hash": "Hash of the normalised conversation.",
     "cluster": "The group of near duplicates that the row belongs to; no group is in two splits.",
     "split": "train, validation or test.",

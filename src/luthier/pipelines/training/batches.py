@@ -4,15 +4,9 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 WINDOW = 32  # batches among which examples are sorted by length: little padding, still much chance
-
-
-def repeats(identity: str, weight: float, seed: int) -> int:
-    """Return how often an example stands in an epoch: its weight, rounded up or down by chance, that of its id alone."""
-    whole = int(weight)
-    digest = hashlib.sha256(f"{seed}:{identity}".encode()).digest()
-    return whole + (int.from_bytes(digest[:8], "big") / 2**64 < weight - whole)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -36,7 +30,39 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def batch_of_step(step: int, lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
-    """Return the examples of an optimiser step, counted from 0 over all epochs."""
-    epoch, position = divmod(step, steps_per_epoch(len(lengths), batch_size))
-    return epoch_batches(lengths, batch_size, seed, epoch)[position]
+class Order:
+    """What each optimiser step of a run takes, over all epochs.
+
+    An example of weight 0.2 is taken in one epoch of five, one of weight 2.5 twice and three times in turn: after n epochs it
+    was taken n times its weight, rounded up or down. In which epochs is chance, that of its id alone.
+    """
+
+    def __init__(self, ids: Sequence[str], weights: Sequence[float], lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """Take the training examples: their ids, weights and tokens."""
+        self._weights = np.asarray(weights, dtype=np.float64)
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._batch_size, self._seed = batch_size, seed
+        # 32 bits: their sums with whole weights are exact, so that a weight of 1 is once in every epoch
+        drawn = [int.from_bytes(hashlib.sha256(f"{seed}:{identity}".encode()).digest()[:4], "big") for identity in ids]
+        self._phases = np.asarray(drawn, dtype=np.float64) / 2**32
+
+    def times(self, epoch: int) -> NDArray[np.int64]:
+        """Return how often each example is taken in an epoch."""
+        before, after = (np.floor(self._weights * number + self._phases) for number in (epoch, epoch + 1))
+        return (after - before).astype(np.int64)
+
+    def steps(self, epoch: int) -> int:
+        """Return the number of optimiser steps of an epoch."""
+        return steps_per_epoch(int(self.times(epoch).sum()), self._batch_size)
+
+    def batch(self, step: int) -> list[int]:
+        """Return the examples of a step, counted from 0 over all epochs, as their numbers."""
+        epoch = 0
+        while step >= (steps := self.steps(epoch)):
+            step, epoch = step - steps, epoch + 1
+        return self._batches(epoch)[step]
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        taken = np.repeat(np.arange(len(self._lengths)), self.times(epoch))
+        batches = epoch_batches(self._lengths[taken].tolist(), self._batch_size, self._seed, epoch)
+        return [taken[batch].tolist() for batch in batches]

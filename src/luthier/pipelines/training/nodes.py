@@ -10,7 +10,7 @@ from luthier.configuration import FolderParameters, ModelParameters
 from luthier.machine import give_back_freed_memory
 from luthier.models import ModelDirectory, resolve_base
 from luthier.pipelines.training import launch
-from luthier.pipelines.training.batches import repeats
+from luthier.pipelines.training.batches import Order
 from luthier.pipelines.training.mirror import Mirror
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.pipelines.training.plan import describe_plan, make_plan
@@ -25,10 +25,9 @@ def plan_training(
     """Work out and print steps, memory and time; refuse what cannot fit."""
     table = examples.to_pandas()
     train = table[table["split"] == "train"]
-    times = [repeats(identity, weight, seed) for identity, weight in zip(train["id"], train["weight"], strict=True)]
-    train = train.loc[train.index.repeat(times)]
-    base = resolve_base(model, folders)
-    plan = make_plan(train["input_ids"].map(len).tolist(), train["supervised"].map(sum).tolist(), base, parameters, seed)
+    lengths = train["input_ids"].map(len).tolist()
+    order = Order(train["id"].tolist(), train["weight"].tolist(), lengths, parameters.batch_size, seed)
+    plan = make_plan(order, lengths, train["supervised"].map(sum).tolist(), resolve_base(model, folders), parameters, seed)
     logger.info("Plan: %s", describe_plan(plan))
     return plan
 

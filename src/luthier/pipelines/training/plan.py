@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from luthier.errors import UserError
 from luthier.machine import resolve_precision, threads_per_process
 from luthier.models import Base
-from luthier.pipelines.training.batches import steps_per_epoch
+from luthier.pipelines.training.batches import Order, steps_per_epoch
 from luthier.pipelines.training.parameters import Lora, TrainingParameters
 
 GIB = 2**30
@@ -73,11 +74,17 @@ def _flops_per_second(precision: str) -> float:
 
 
 def make_plan(
-    lengths: Sequence[int], supervised: Sequence[int], base: Base, parameters: TrainingParameters, seed: int
+    order: Order,
+    lengths: Sequence[int],
+    supervised: Sequence[int],
+    base: Base,
+    parameters: TrainingParameters,
+    seed: int,
 ) -> dict[str, Any]:
     """Work out steps, batch, and estimates of memory and time.
 
     Args:
+        order: in which the examples are taken, and how often.
         lengths: tokens of each training example.
         supervised: how many of them are learnt.
         base: the model to start from.
@@ -85,16 +92,23 @@ def make_plan(
         seed: of the order of data and the adapters' first weights.
 
     Raises:
-        UserError: if the machine lacks the memory or the devices.
+        UserError: if the machine lacks the memory or the devices, or no example is taken in these epochs.
     """
     import torch
 
     precision = resolve_precision(parameters.precision)
     devices = torch.cuda.device_count()
     device = "cuda" if devices else "cpu"
-    per_epoch = steps_per_epoch(len(lengths), parameters.batch_size)
-    steps = min(per_epoch * parameters.epochs, parameters.max_steps or per_epoch * parameters.epochs)
-    tokens = int(sum(lengths) * steps / per_epoch)
+    times = [order.times(epoch) for epoch in range(parameters.epochs)]
+    all_steps = sum(steps_per_epoch(int(taken.sum()), parameters.batch_size) for taken in times)
+    if not all_steps:
+        raise UserError(
+            f"Of {len(lengths)} training examples none is taken in training.epochs ({parameters.epochs}): their weights are too "
+            "small. Write a higher weight at their source (data.sources.NAME.weight: 1 takes each once an epoch), a lower "
+            "data_processing.augment.max_weight, or more training.epochs."
+        )
+    steps = min(all_steps, parameters.max_steps or all_steps)
+    tokens = int(sum(times) @ np.asarray(lengths) * steps / all_steps)
 
     weights = count_parameters(base.folder)
     trained = weights if parameters.method == "full" else _adapter_parameters(base.folder, parameters.lora)
@@ -127,10 +141,9 @@ def make_plan(
         "method": parameters.method,
         "examples": len(lengths),
         "steps": steps,
-        "steps_per_epoch": per_epoch,
         "effective_batch": parameters.batch_size,
         "tokens": tokens,
-        "supervised_tokens": int(sum(supervised) * steps / per_epoch),
+        "supervised_tokens": int(sum(times) @ np.asarray(supervised) * steps / all_steps),
         "parameters": weights,
         "trained_parameters": trained,
         "device": device,

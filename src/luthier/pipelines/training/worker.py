@@ -30,7 +30,7 @@ from luthier.likelihood import IGNORED, SupervisedNll, collate, make_examples, m
 from luthier.machine import freed_memory_kept
 from luthier.models import Base, load_model, load_tokenizer, resolve_base
 from luthier.pipelines.training import checkpoints
-from luthier.pipelines.training.batches import batch_of_step, repeats
+from luthier.pipelines.training.batches import Order
 from luthier.pipelines.training.lock import alone_in
 from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
@@ -107,11 +107,11 @@ class Job:
             ModelParameters.model_validate(job["model"]), FolderParameters.model_validate(job["folders"])
         )
         shards = Shards(Path(job["examples"]))
-        self.train = [
-            example for example in make_examples(shards, "train") for _ in range(repeats(example.id, example.weight, self.seed))
-        ]
+        self.train = make_examples(shards, "train")
         self.validation = make_examples(shards, "validation")
         self.lengths = [len(example.input_ids) for example in self.train]
+        ids, weights = [example.id for example in self.train], [example.weight for example in self.train]
+        self.order = Order(ids, weights, self.lengths, self.parameters.batch_size, self.seed)
 
         dtype = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
         # a GPU's memory is for larger models: what is frozen need not be wider than what is computed in
@@ -161,7 +161,7 @@ class Job:
     def _step(self, step: int) -> dict[str, float]:
         """Do one optimiser step over this process's share of the batch; return what to record."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        batch = batch_of_step(step, self.lengths, self.parameters.batch_size, self.seed)
+        batch = self.order.batch(step)
         # every process knows the whole batch, so the divisor needs no communication
         supervised = sum(int((self.train[i].labels != IGNORED).sum()) for i in batch)
         tokens = sum(self.lengths[i] for i in batch)
