@@ -402,7 +402,7 @@ def steps_against_peers() -> list[dict[str, Any]]:
     what = "filters and language (the peer: Gopher's filters, no language)"
     rows += against(what, folder, "filter", "datatrove", "filter_datatrove", 1.0)
     base = str(_base().folder)
-    what = "tokens, mask and packing (the peer: a batched map, no packing)"
+    what = "tokens and mask (the peer: a batched map)"
     return rows + against(what, folder, "tokenise", "datasets", "tokenise_datasets", 1.0, base)
 
 

@@ -43,9 +43,9 @@ def main():
     unique, _, clusters = nodes.deduplicate_records(assessed, *last)
     divided, table = nodes.split_records(unique, clusters, parameters, 0, folders)
     clear = nodes.decontaminate_records(divided, *last)[0]
-    examples, _, packed = nodes.tokenise_records(clear, ModelParameters(base="tiny:llama"), *last)
+    examples, _ = nodes.tokenise_records(clear, ModelParameters(base="tiny:llama"), *last)
     tables = {"records": records, "cleaned": cleaned, "scrubbed": scrubbed, "unique": unique, "table": table, "clear": clear,
-              "examples": examples, "packed": packed}
+              "examples": examples}
     print(json.dumps({name: found.sha256 for name, found in tables.items()} | {"shards": len(records.files)}))
 
 if __name__ == "__main__":

@@ -100,17 +100,6 @@ EXAMPLE = pa.schema(
     ]
 )
 
-PACKED = pa.schema(
-    [
-        ("split", pa.string()),
-        ("ids", pa.list_(pa.string())),  # the examples in the row, in order
-        ("input_ids", pa.list_(pa.int32())),
-        ("supervised", pa.list_(pa.bool_())),
-        ("positions", pa.list_(pa.int32())),  # from 0 in each example
-        ("documents", pa.list_(pa.int32())),  # number of the example that a token belongs to, from 0 in each row
-    ]
-)
-
 
 def user_text(messages: Any) -> str:
     """Return what the user says, turn after turn; of a conversation without a user, all that is said."""

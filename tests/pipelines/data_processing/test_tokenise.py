@@ -1,4 +1,4 @@
-"""Every conversation becomes an example or is counted with the reason; packing loses none and mixes none."""
+"""Every conversation becomes an example or is counted with the reason."""
 
 import json
 
@@ -11,7 +11,7 @@ from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.pipelines.data_processing.tokenise import tokenise
-from luthier.records import EXAMPLE, PACKED
+from luthier.records import EXAMPLE
 from luthier.text.chat import encode, encode_prompt, writes_calls
 
 
@@ -34,15 +34,15 @@ def records(lengths, sides=("train", "test"), rows_per_shard=50_000):
 
 
 def run(table, base, **settings):
-    """Tokenise; return examples, what was dropped, and packed rows."""
-    examples, dropped, packed = tokenise(table, base, Tokenise(**settings), serial())
-    assert (examples.schema, packed.schema) == (EXAMPLE, PACKED)
-    return list(examples.iter_rows()), list(dropped.iter_rows()), list(packed.iter_rows())
+    """Tokenise; return examples and what was dropped."""
+    examples, dropped = tokenise(table, base, Tokenise(**settings), serial())
+    assert examples.schema == EXAMPLE
+    return list(examples.iter_rows()), list(dropped.iter_rows())
 
 
 def test_every_record_is_an_example_or_dropped_with_the_reason(tokenizer, base):
     table = records(range(1, 90), rows_per_shard=20)
-    examples, dropped, _ = run(table, base, max_tokens=100)
+    examples, dropped = run(table, base, max_tokens=100)
     long = {row["id"] for row in dropped}
     assert sorted([row["id"] for row in examples] + list(long)) == sorted(row["id"] for row in table.iter_rows())
     assert {row["reason"] for row in dropped} == {"longer than 100 tokens"}
@@ -52,7 +52,7 @@ def test_every_record_is_an_example_or_dropped_with_the_reason(tokenizer, base):
 
 def test_an_example_is_its_prompt_and_a_supervised_answer(tokenizer, base):
     table = records([3, 40])
-    examples, _, _ = run(table, base)
+    examples, _ = run(table, base)
     for row, example in zip(table.iter_rows(), examples, strict=True):
         prompt = encode_prompt(tokenizer, row["messages"][:-1])
         assert example["input_ids"][: len(prompt)] == prompt
@@ -94,7 +94,7 @@ def calling(number):
 def test_rows_whose_calls_the_template_leaves_out_teach_nothing_and_are_counted(tokenizer, base):
     assert not writes_calls(tokenizer)
     rows = [*(calling(n) for n in range(4)), *(record(f"question {n}", "sunny", f"said-{n}") for n in range(4))]
-    examples, dropped, _ = run(split_records(rows), base)
+    examples, dropped = run(split_records(rows), base)
     assert {row["id"] for row in examples} == {f"said-{n}" for n in range(4)}
     assert {row["id"] for row in dropped} == {f"call-{n}" for n in range(4)}
     assert {row["reason"] for row in dropped} == {"the base model's chat template leaves out tool calls"}
@@ -111,7 +111,7 @@ def test_rows_that_the_template_refuses_are_counted_with_its_words(base, tmp_pat
     rows = [record(f"question {n}", "sunny", f"r{n}") for n in range(8)]
     for row in rows[:2]:
         row["messages"].insert(0, {"role": "system", "content": "Be kind."})
-    examples, dropped, _ = run(split_records(rows), refusing)
+    examples, dropped = run(split_records(rows), refusing)
     assert {row["id"] for row in examples} == {f"r{n}" for n in range(2, 8)}
     assert {row["reason"] for row in dropped} == {"the base model's chat template refuses it: System role not supported"}
 
@@ -123,7 +123,7 @@ def test_what_a_template_leaves_out_is_counted_and_dropped(base, tmp_path):
         "{% endif %}{% endfor %}"
     )
     odd = with_template(base, tmp_path / "odd", template)
-    examples, dropped, _ = run(records([5, 6, 7, 8]), odd)
+    examples, dropped = run(records([5, 6, 7, 8]), odd)
     assert [row["reason"] for row in dropped] == ["no token of an answer to learn"]
     assert len(examples) == 3
 
@@ -141,7 +141,7 @@ def long_conversation():
 def test_the_oldest_turns_go_until_the_rest_fits(tokenizer, base):
     row = record("a", "b", "long") | {"messages": long_conversation()}
     table = split_records([row, record("x", "y", "short")])
-    examples, dropped, _ = run(table, base, max_tokens=150, too_long="drop_oldest_turns")
+    examples, dropped = run(table, base, max_tokens=150, too_long="drop_oldest_turns")
     assert dropped == []
     example = next(e for e in examples if e["id"] == "long")
     text = tokenizer.decode(example["input_ids"])
@@ -154,25 +154,7 @@ def test_the_oldest_turns_go_until_the_rest_fits(tokenizer, base):
 
 def test_the_end_is_cut_if_asked(tokenizer, base):
     row = record("a", "b", "long") | {"messages": long_conversation()}
-    examples, dropped, _ = run(split_records([row, record("x", "y", "short")]), base, max_tokens=150, too_long="cut_end")
+    examples, dropped = run(split_records([row, record("x", "y", "short")]), base, max_tokens=150, too_long="cut_end")
     example = next(e for e in examples if e["id"] == "long")
     assert example["input_ids"] == encode(tokenizer, long_conversation()).input_ids[:150]
     assert dropped == []
-
-
-def test_packing_keeps_every_example_whole_in_its_split(base):
-    examples, _, packed = run(records([n * 7 % 60 for n in range(80)]), base, max_tokens=128)
-    by_id = {row["id"]: row for row in examples}
-    assert sorted(name for row in packed for name in row["ids"]) == sorted(by_id)
-    for row in packed:
-        assert len(row["input_ids"]) == len(row["positions"]) == len(row["documents"]) <= 128
-        assert [d for d, _ in enumerate(row["ids"])] == sorted(set(row["documents"]))
-        for number, name in enumerate(row["ids"]):
-            own = [at for at, document in enumerate(row["documents"]) if document == number]
-            assert by_id[name]["split"] == row["split"]
-            assert [row["input_ids"][at] for at in own] == by_id[name]["input_ids"]
-            assert [row["supervised"][at] for at in own] == by_id[name]["supervised"]
-            assert [row["positions"][at] for at in own] == list(range(len(own)))
-    total = sum(len(row["input_ids"]) for row in packed)
-    # best fit decreasing needs at most 11/9 of the fewest rows, and one
-    assert len(packed) <= 11 / 9 * -(-total // 128) + 2

@@ -201,7 +201,7 @@ def augment_records(records: Shards, parameters: DataProcessingParameters, seed:
 
 def tokenise_records(
     records: Shards, model: ModelParameters, parameters: DataProcessingParameters, folders: FolderParameters
-) -> tuple[Shards, Shards, Shards]:
+) -> tuple[Shards, Shards]:
     """Render the conversations through the chat template and mark the answers."""
     found = tokens.tokenise(records, resolve_base(model, folders), parameters.tokenise, _executor(parameters, folders))
     _tell("tokenised", len(records), len(found[0]), f"{len(found[1]):,} dropped")
@@ -227,14 +227,11 @@ def report_data(
     final: Shards,
     examples: Shards,
     tokenise_dropped: Shards,
-    packed: Shards,
-    parameters: DataProcessingParameters,
 ) -> dict[str, Any]:
     """Count what each step kept, changed and dropped, and why; every row is accounted for."""
     read = sum(source["rows"] for source in sources)
     kinds = _count(duplicates, "kind")
     given_away = Counter(row["against"] for row in contaminated.iter_rows(["against", "dropped"]) if row["dropped"])
-    tokens = _tokens(examples)
     return {
         "rows_read": read,
         "repeated_rows": len(origins) - len(records),
@@ -262,12 +259,7 @@ def report_data(
         "splits": describe.splits_of(final),
         "label_deviation": describe.label_deviation(describe.labels_by_split(final)),
         "examples": describe.splits_of(examples),
-        "tokens": tokens,
-        "packing": {
-            "rows": len(packed),
-            "examples_per_row": len(examples) / max(1, len(packed)),
-            "fill_rate": tokens["total"] / max(1, len(packed) * parameters.tokenise.max_tokens),
-        },
+        "tokens": _tokens(examples),
     }
 
 

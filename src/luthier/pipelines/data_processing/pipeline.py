@@ -80,7 +80,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 func=nodes.tokenise_records,
                 inputs=["split_records", "params:model", *SETTINGS],
-                outputs=["examples", "tokenise_dropped", "packed_examples"],
+                outputs=["examples", "tokenise_dropped"],
                 name="tokenise_records",
             ),
             Node(
@@ -104,8 +104,6 @@ def create_pipeline() -> Pipeline:
                     "split_records",
                     "examples",
                     "tokenise_dropped",
-                    "packed_examples",
-                    "params:data_processing",
                 ],
                 outputs="data_report",
                 name="report_data",

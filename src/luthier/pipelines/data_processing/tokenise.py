@@ -1,7 +1,7 @@
-"""Turn conversations into tokens with a mask over what is to be learnt; count what does not fit; pack what does."""
+"""Turn conversations into tokens with a mask over what is to be learnt; count what does not fit."""
 
 import pickle
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from luthier.executors import Executor, Task
 from luthier.models import Base, load_tokenizer
 from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Tokenise
-from luthier.records import DROPPED, EXAMPLE, PACKED
+from luthier.records import DROPPED, EXAMPLE
 from luthier.shards import Shards, write_table
 from luthier.text.chat import Encoded, check_template, encode_all, writes_calls
 from luthier.text.prepare import Message
@@ -97,7 +97,6 @@ def tokenise_shard(out: Path, file: Path, packed_tokenizer: bytes, parameters: T
     lists = [_lists(tokens, pa.int32()), _lists(masks, pa.bool_())]
     write_table(pa.Table.from_arrays([*facts, *lists], schema=EXAMPLE), out / "examples.parquet")
     write_table(pa.Table.from_pylist(dropped, DROPPED), out / "dropped.parquet")
-    write_table(pack(list(ids), list(splits), tokens, masks, parameters.max_tokens), out / "packed.parquet")
 
 
 def _lists(values: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
@@ -105,58 +104,6 @@ def _lists(values: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(own) for own in values], dtype=np.int64)]).astype(np.int32)
     flat = np.concatenate(values) if values else np.zeros(0, kind.to_pandas_dtype())
     return pa.ListArray.from_arrays(offsets, pa.array(flat, kind))
-
-
-def pack(
-    ids: Sequence[str],
-    splits: Sequence[str],
-    tokens: Sequence[NDArray[np.int32]],
-    masks: Sequence[NDArray[np.bool_]],
-    size: int,
-) -> pa.Table:
-    """Fill rows of `size` tokens with whole examples of one split: best fit, longest first (Johnson 1974).
-
-        input_ids  a a a a a b b b c c
-        positions  0 1 2 3 4 0 1 2 0 1
-        documents  0 0 0 0 0 1 1 1 2 2
-
-    Attention must not cross documents, or an example would depend on its neighbours.
-
-    Returns:
-        a table of schema `records.PACKED`; every example stands in one row, none is cut.
-    """
-    rows: list[list[int]] = []
-    for split in sorted(set(splits)):
-        own = [place for place, name in enumerate(splits) if name == split]
-        own.sort(key=lambda place: (-len(tokens[place]), ids[place]))
-        rows += [[own[n] for n in bin_] for bin_ in _best_fit([len(tokens[place]) for place in own], size)]
-    positions = [np.concatenate([np.arange(len(tokens[place]), dtype=np.int32) for place in row]) for row in rows]
-    documents = [np.repeat(np.arange(len(row), dtype=np.int32), [len(tokens[place]) for place in row]) for row in rows]
-    columns = [
-        pa.array([splits[row[0]] for row in rows], pa.string()),
-        pa.array([[ids[place] for place in row] for row in rows], pa.list_(pa.string())),
-        _lists([np.concatenate([tokens[place] for place in row]) for row in rows], pa.int32()),
-        _lists([np.concatenate([masks[place] for place in row]) for row in rows], pa.bool_()),
-        _lists(positions, pa.int32()),
-        _lists(documents, pa.int32()),
-    ]
-    return pa.Table.from_arrays(columns, schema=PACKED)
-
-
-def _best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Put each length, the longest first, into the bin that it fills best."""
-    bins: list[list[int]] = []
-    open_by_room: list[deque[int]] = [deque() for _ in range(size + 1)]
-    for place, length in enumerate(lengths):
-        room = next((room for room in range(length, size + 1) if open_by_room[room]), None)
-        if room is None:
-            bins.append([])
-            number, room = len(bins) - 1, size
-        else:
-            number = open_by_room[room].popleft()
-        bins[number].append(place)
-        open_by_room[room - length].append(number)
-    return bins
 
 
 def _why(dropped: Shards) -> str:
@@ -171,11 +118,11 @@ def _why(dropped: Shards) -> str:
     return f"{count:,} are left out: {reason}. If that is a mistake, {change}."
 
 
-def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Executor) -> tuple[Shards, Shards, Shards]:
+def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Executor) -> tuple[Shards, Shards]:
     """Encode each conversation by the chat template.
 
     Returns:
-        the examples, in the order of the records; what was dropped; and the examples packed, shard by shard.
+        the examples, in the order of the records, and what was dropped.
 
     Raises:
         UserError: if the tokenizer has no chat template, or no example is left to train or to test on.
@@ -190,11 +137,10 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
         for file, sha256 in zip(records.files, records.hashes, strict=True)
     ]
     parts = executor.map("tokenise_records", tokenise_shard, tasks)
-    names = ("examples", "dropped", "packed")
-    examples, dropped, packed = (
-        executor.table("tokenise_records", [part / f"{name}.parquet" for part in parts]) for name in names
+    examples, dropped = (
+        executor.table("tokenise_records", [part / f"{name}.parquet" for part in parts]) for name in ("examples", "dropped")
     )
     splits = {name for batch in examples.iter_batches(["split"]) for name in batch.column("split").to_pylist()}
     for name in sorted({"train", "test"} - splits):
         raise UserError(f"No {name} example is left of {len(records):,} conversations: {_why(dropped)}")
-    return examples, dropped, packed
+    return examples, dropped
