@@ -21,6 +21,11 @@ def fail(out: Path, text: str) -> None:
     (out / "text").write_text(text)
 
 
+def name_process(out: Path) -> None:
+    """Write which process does it."""
+    (out / "pid").write_text(str(os.getpid()))
+
+
 def kill_myself(out: Path) -> None:
     """Die as a worker does that the system kills for its memory."""
     os.kill(os.getpid(), signal.SIGKILL)

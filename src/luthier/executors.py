@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from luthier.artefacts import hash_of, hash_of_file, is_complete, link, staged
 from luthier.errors import UserError
+from luthier.machine import cores
 from luthier.shards import Shards
 
 Backend = Literal["serial", "process", "ray"]
@@ -116,7 +117,7 @@ class Executor:
         return final / f"{name}.npz"
 
     def _run(self, function: Callable[..., None], missing: Mapping[Path, Task]) -> Iterator[Path]:
-        workers = self.workers or os.cpu_count() or 1
+        workers = self.workers or cores()
         if self.backend == "ray" and missing:
             yield from _run_on_ray(function, missing, self.workers)
         elif self.backend == "serial" or min(workers, len(missing)) <= 1:

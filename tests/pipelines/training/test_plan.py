@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier import machine
 from luthier.errors import UserError
 from luthier.models import load_model
 from luthier.pipelines.training import plan as planning
@@ -84,6 +85,15 @@ def test_what_cannot_fit_is_refused_with_the_settings_to_lower(base, parameters,
     with pytest.raises(UserError, match=setting) as refused:
         plan(base, **parameters)
     assert str(next(iter(parameters.values()))) in str(refused.value)
+
+
+def test_what_does_not_fit_into_the_container_is_refused_though_the_machine_has_it(base, tmp_path, monkeypatch):
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(str(2**29))
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    with pytest.raises(UserError, match="0.5 GiB are free"):
+        plan(base)
 
 
 def test_more_memory_is_asked_for_longer_micro_batches_and_more_weights(base):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from luthier.errors import UserError
-from luthier.machine import resolve_precision, threads_per_process
+from luthier.machine import available_memory, resolve_precision, threads_per_process
 from luthier.models import Base
 from luthier.pipelines.training.batches import Order, steps_per_epoch
 from luthier.pipelines.training.parameters import Lora, TrainingParameters
@@ -122,7 +121,7 @@ def make_plan(
     logits = micro * sum(supervised) / sum(lengths) * config["vocabulary"] * 10
     memory = weights * weight_bytes + trained * 12 + activations + logits + GIB
     memory *= parameters.processes if device == "cpu" else 1
-    available = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    available = torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory()
 
     if device == "cuda" and parameters.processes > devices:
         raise UserError(f"training.processes is {parameters.processes}, but this machine has {devices} GPUs.")
