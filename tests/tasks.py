@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from luthier.errors import UserError
@@ -24,6 +25,13 @@ def fail(out: Path, text: str) -> None:
 def name_process(out: Path) -> None:
     """Write which process does it."""
     (out / "pid").write_text(str(os.getpid()))
+
+
+def note_times(out: Path) -> None:
+    """Take a moment, and write when it began and ended."""
+    began = time.time()
+    time.sleep(0.3)
+    (out / "times").write_text(f"{began} {time.time()}")
 
 
 def kill_myself(out: Path) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 from commands import ROOT
-from tasks import fail, kill_myself, write
+from tasks import fail, kill_myself, note_times, write
 
 from luthier.artefacts import is_complete
 from luthier.errors import UserError
@@ -102,6 +102,22 @@ def test_shuffled_input_makes_the_same_bytes(tmp_path, raw, expected):
 @pytest.mark.slow
 def test_ray_makes_the_same_bytes(tmp_path, raw, expected):
     assert result(start(tmp_path, raw, "work", "ray")) == expected
+
+
+@pytest.mark.slow
+def test_no_more_ray_tasks_run_at_a_time_than_there_are_workers(tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for Ray's workers
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)  # as a cluster has more cores than one may want
+    try:
+        outs = Executor(tmp_path, "ray", 2).map("step", note_times, [Task({"n": n}) for n in range(8)])
+    finally:
+        ray.shutdown()
+    spans = [tuple(map(float, (out / "times").read_text().split())) for out in outs]
+    together = [sum(began <= moment < ended for began, ended in spans) for moment, _ in spans]
+    assert max(together) <= 2
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class Executor:
     """Holds one folder a step, which holds one folder a task."""
     backend: Backend = "process"
     workers: int | None = None
-    """Number of processes or Ray tasks at a time; null takes the cores that this process may use."""
+    """Processes or Ray tasks at a time; null takes the cores that this process may use, and those of a Ray cluster all."""
 
     def map(self, step: str, function: Callable[..., None], tasks: Sequence[Task]) -> list[Path]:
         """Call `function(out, **arguments)` for each task; `out` is an empty folder that it fills.
@@ -258,15 +258,21 @@ def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], wor
         # RAY_ADDRESS names a cluster; without it Ray starts one on this machine
         address = os.environ.get("RAY_ADDRESS")
         try:
-            ray.init(num_cpus=None if address else workers, log_to_driver=False, include_dashboard=False)
+            ray.init(num_cpus=None if address else workers or cores(), log_to_driver=False, include_dashboard=False)
         except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             if not address:
                 raise
             raise UserError(f"RAY_ADDRESS: the Ray cluster at {address} cannot be used: {error}") from error
     remote = ray.remote(num_cpus=1)(_run_one)
-    running = {remote.remote(function, out, dict(task.arguments)): out for out, task in missing.items()}
+    waiting = iter(missing.items())
+    running: dict[Any, Path] = {}
+    at_once = workers or len(missing)
     try:
-        while running:
+        while True:
+            while len(running) < at_once and (following := next(waiting, None)):
+                running[remote.remote(function, following[0], dict(following[1].arguments))] = following[0]
+            if not running:
+                break
             done, _ = ray.wait(list(running))
             try:
                 ray.get(done[0])

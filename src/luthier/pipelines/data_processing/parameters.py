@@ -19,7 +19,7 @@ class Execute(Parameters):
     backend: Backend = "process"
     """`serial`: in this process; `process`: over the cores of this machine; `ray`: on a Ray cluster (RAY_ADDRESS)."""
     workers: int | None = Field(default=None, ge=1)
-    """Shards in work at a time; null takes the cores that this process may use: those of its container, not of the machine."""
+    """Shards in work at a time; null takes the cores of this machine or container, with RAY_ADDRESS of the whole cluster."""
     rows_per_shard: int = Field(default=ROWS_PER_SHARD, ge=1)
     """Rows that a worker holds in memory."""
 
