@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, micro_batches
 from luthier.models import load_model
+from luthier.pipelines.training import batches
 from luthier.pipelines.training.batches import WINDOW, Order, epoch_batches, steps_per_epoch
 from tests.pipelines.training import jobs
 
@@ -82,6 +83,15 @@ def test_a_run_that_begins_at_any_step_takes_what_an_uninterrupted_one_does(weig
     begin = data.draw(st.integers(0, steps))
     again = order_of(weights, batch_size, seed)
     assert [again.batch(step) for step in range(begin, steps)] == batches[begin:]
+
+
+def test_an_epoch_is_put_into_order_once_whatever_its_steps(monkeypatch):
+    ordered = []
+    monkeypatch.setattr(batches, "epoch_batches", lambda *arguments: ordered.append(arguments[-1]) or epoch_batches(*arguments))
+    order = order_of([1.0] * 400, batch_size=4)
+    for step in range(300):
+        order.batch(step)
+    assert ordered == [0, 1, 2]
 
 
 def test_examples_of_a_batch_are_of_similar_length():

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from luthier.artefacts import write_atomically
 from luthier.errors import UserError
 from luthier.pipelines.training import launch, lock
 from tests.pipelines.training import jobs
@@ -295,6 +299,26 @@ def test_the_first_and_an_unchanged_training_are_told(home, tmp_path):
     for name in ("prompt.system (None -> Be brief.)", "version of torch (", "examples"):
         assert name in told
     assert "f" * 64 not in told  # a hash tells nobody anything
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=20), st.data())
+def test_metrics_are_read_on_line_by_line_however_they_are_written(tmp_path_factory, steps, data):
+    folder = tmp_path_factory.mktemp("job")
+    reader, read = launch.MetricsReader(folder), []
+    text = "".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in steps)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    for begin, end in pairwise([0, *cuts, len(text)]):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(text[begin:end])
+        new = reader.new()
+        assert len(new) == text[:end].count("\n") - len(read)
+        read += [line["step"] for line in new]
+    assert read == steps
+    assert reader.new() == []
+    # what a resumed worker does with the steps that it does again
+    kept = data.draw(st.integers(0, len(steps)))
+    write_atomically(folder / "metrics.jsonl", "".join(text.splitlines(keepends=True)[:kept]))
+    assert [line["step"] for line in reader.new()] == steps[:kept]
 
 
 def test_a_line_that_is_being_written_is_not_read(tmp_path):

@@ -45,6 +45,8 @@ class Order:
         # 32 bits: their sums with whole weights are exact, so that a weight of 1 is once in every epoch
         drawn = [int.from_bytes(hashlib.sha256(f"{seed}:{identity}".encode()).digest()[:4], "big") for identity in ids]
         self._phases = np.asarray(drawn, dtype=np.float64) / 2**32
+        # of the epoch that was last asked for: its first step, and its batches
+        self._first, self._batches = 0, list[list[int]]()
 
     def times(self, epoch: int) -> NDArray[np.int64]:
         """Return how often each example is taken in an epoch."""
@@ -57,12 +59,15 @@ class Order:
 
     def batch(self, step: int) -> list[int]:
         """Return the examples of a step, counted from 0 over all epochs, as their numbers."""
-        epoch = 0
-        while step >= (steps := self.steps(epoch)):
-            step, epoch = step - steps, epoch + 1
-        return self._batches(epoch)[step]
+        if not self._first <= step < self._first + len(self._batches):
+            self._open(step)
+        return self._batches[step - self._first]
 
-    def _batches(self, epoch: int) -> list[list[int]]:
+    def _open(self, step: int) -> None:
+        """Put the epoch of a step into order: a second for a million examples, so not anew for each of its steps."""
+        epoch = first = 0
+        while step - first >= (steps := self.steps(epoch)):
+            epoch, first = epoch + 1, first + steps
         taken = np.repeat(np.arange(len(self._lengths)), self.times(epoch))
         batches = epoch_batches(self._lengths[taken].tolist(), self._batch_size, self._seed, epoch)
-        return [taken[batch].tolist() for batch in batches]
+        self._first, self._batches = first, [taken[batch].tolist() for batch in batches]

@@ -106,11 +106,31 @@ def result_of(folder: Path) -> ModelDirectory | None:
 
 def read_metrics(folder: Path) -> list[Metrics]:
     """Return the metrics that the worker has written, without a line that is being written."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return MetricsReader(folder).new()
+
+
+class MetricsReader:
+    """What a worker writes of its steps, read as it grows."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the metrics of the job in `folder`, from their beginning."""
+        self._path = folder / "metrics.jsonl"
+        self._file, self._offset = 0, 0
+
+    def new(self) -> list[Metrics]:
+        """Return the lines that were written since the last call, or all, if the file is another one: a resumed worker's."""
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._file or found.st_size < self._offset:
+                    self._file, self._offset = found.st_ino, 0
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def run_worker(folder: Path, job: dict[str, Any], on_metrics: Callable[[Metrics], None], mirror: Mirror | None = None) -> None:
@@ -180,12 +200,12 @@ def _start(folder: Path, job: dict[str, Any], lock: IO[str]) -> subprocess.Popen
 
 
 def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[Metrics], None], mirror: Mirror | None) -> None:
-    """Pass on new lines until the worker ends; a resumed worker may rewrite the file, so steps are compared, not offsets."""
+    """Pass on new lines until the worker ends; a resumed worker rewrites the file, and what it does again is not told again."""
     told: set[tuple[int, bool]] = set()
-    sent = ""
+    reader, sent = MetricsReader(folder), ""
     while True:
         ended = child.poll() is not None
-        for metrics in read_metrics(folder):
+        for metrics in reader.new():
             key = (metrics["step"], "validation_loss" in metrics)
             if key not in told:
                 told.add(key)
