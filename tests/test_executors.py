@@ -1,11 +1,13 @@
 """Whoever does the work, and however often it is stopped, the results are the same bytes."""
 
+import ast
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import psutil
@@ -14,9 +16,10 @@ import yaml
 from commands import ROOT
 from tasks import fail, kill_myself, note_times, write
 
+from luthier import executors
 from luthier.artefacts import is_complete
 from luthier.errors import UserError
-from luthier.executors import SECONDS_KEPT, Executor, Task, key_of
+from luthier.executors import LIBRARIES, SECONDS_KEPT, Executor, Task, key_of
 
 RUN = """
 import json, sys
@@ -198,6 +201,72 @@ def test_tables_and_arrays_are_named_by_what_they_hold(tmp_path):
     assert one != other
     assert one == executor.store("arrays", "x", {"x": np.arange(3)})
     assert list(np.load(one)["x"]) == [0, 1, 2]
+
+
+# what the steps import that changes no byte of their results
+NOT_DECIDING = {
+    "fsspec": "brings bytes, which are hashed",
+    "huggingface_hub": "brings the model, whose identity is in the keys",
+    "kedro": "wires the nodes",
+    "markupsafe": "for the data card, which is written outside of the maps, like all that follows",
+    "matplotlib": "for plots",
+    "mlcroissant": "for the description",
+    "mlflow": "for lineage",
+    "pandas": "for those who look at a table",
+    "peft": "for adapters",
+    "psutil": "counts cores and memory",
+    "pydantic": "checks the parameters, which are in the keys as they are after that",
+    "yaml": "reads what is in the keys",
+    "ray": "is where the work is done",
+    "rich": "draws the bar",
+    "torch": "for models; tokenizers do without",
+}
+
+
+def imports_of(module):
+    """Return the modules that a module imports, in functions too, as far as names tell."""
+    for node in ast.walk(ast.parse(source_of(module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def source_of(module):
+    path = ROOT / "src" / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def test_results_are_named_by_all_that_the_steps_import():
+    steps = (ROOT / "src/luthier/pipelines/data_processing").glob("*.py")
+    waiting = [f"luthier.pipelines.data_processing.{path.stem}" for path in steps if path.stem != "__init__"]
+    ours, others = set(), set()
+    while waiting:
+        module = waiting.pop()
+        if not module.startswith("luthier"):
+            others.add(module.split(".")[0])
+        elif module not in ours and source_of(module).is_file():  # else a name in a module
+            ours.add(module)
+            waiting += imports_of(module)
+    hashed = {source for part in executors.SOURCES for source in (ROOT / "src/luthier" / part).glob("*.py")}
+    assert {source_of(module) for module in ours} <= hashed | {ROOT / "src/luthier/pipelines/__init__.py"}
+    assert others >= NOT_DECIDING.keys()
+    owners = packages_distributions()
+    deciding = others - sys.stdlib_module_names - NOT_DECIDING.keys()
+    found = {name for top in deciding for name in owners.get(top, [top])}  # an extra may not be installed
+    assert {name.lower().replace("_", "-") for name in found} == {*LIBRARIES}
+
+
+@pytest.mark.parametrize("library", [*LIBRARIES, "Python"])
+def test_another_version_makes_other_results(monkeypatch, library):
+    before = executors.code_version.__wrapped__()
+    if library == "Python":
+        monkeypatch.setattr("platform.python_version", lambda: "3.11.999")
+    else:
+        known = executors.version
+        monkeypatch.setattr(executors, "version", lambda name: "999" if name == library else known(name))
+    assert executors.code_version.__wrapped__() != before
 
 
 def test_keys_do_not_run_together():

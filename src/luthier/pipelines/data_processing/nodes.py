@@ -26,6 +26,7 @@ from luthier.pipelines.data_processing.previous import PreviousSplits
 from luthier.records import SPLIT_RECORD
 from luthier.shards import Shards, write_table
 from luthier.text.prepare import PromptSettings
+from luthier.text.presidio import pipeline_version
 from luthier.text.profile import Profile, plot
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ def scrub_records(
     if settings.scrub and not key:
         logger.info("placeholders of personal data are keyed with nothing: set %s before you share the data", KEY_VARIABLE)
     decides = {"settings": prompt_settings["scrub"], "system": settings.system, "key": hash_of([key])}
+    if settings.scrub and settings.scrub.presidio:
+        decides["pipeline"] = pipeline_version(settings.scrub.presidio.model)
     parts = executor.map("scrub_records", scrub.scrub_shard, _tasks(records, decides, {"settings": settings, "key": key}))
     kept, changed = (_table(executor, "scrub_records", parts, name) for name in ("records", "changed"))
     _tell("scrubbed", len(records), len(kept), f"{len(changed):,} turns changed")
