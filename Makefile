@@ -83,4 +83,4 @@ bench: $(VENV)/.dev ## benchmarks against peers; PART=training runs one
 
 clean: ## remove all that was made: data but the raw, runs, caches
 	find data -mindepth 1 -maxdepth 1 ! -name 01_raw ! -name README.md -exec rm -rf {} +
-	rm -rf mlflow.db mlruns .viz .cache build dist .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf mlflow.db mlflow.db-* mlruns .viz .cache build dist .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from commands import command, environment, kedro_in, output
+from commands import ROOT, command, environment, kedro_in, output
 from mlflow.tracking import MlflowClient
 
 from luthier.artefacts import is_complete, verify
@@ -227,6 +227,13 @@ def test_the_command_line_does_not_import_heavy_libraries(project):
     probe += "print([m for m in ('torch', 'transformers', 'mlflow') if m in sys.modules])"
     done = subprocess.run([*command()[:1], "-c", probe], cwd=project, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_cleaned_is_as_new(copied, project):
+    assert (copied / "mlflow.db-luthier.lock").exists()
+    subprocess.run(["make", "-f", str(ROOT / "Makefile"), "clean"], cwd=copied, capture_output=True, check=True)
+    left, new = ({path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (copied, project))
+    assert left - {Path("run.log")} == new  # that the tests keep
 
 
 def test_help_is_told(project):
