@@ -35,7 +35,7 @@ def run() -> list[dict]:
     from luthier.pipelines.training.batches import epoch_batches
     from luthier.text.chat import encode
 
-    folders = FolderParameters(root=str(ROOT), base_models=str(ROOT / "data/06_models/base"), work="unused")
+    folders = FolderParameters(root=str(ROOT), base_models=str(ROOT / "data/06_models/base"), shards="unused", work="unused")
     base = resolve_base(ModelParameters(base="packaged:smollm2-135m-instruct"), folders)
     tokenizer = load_tokenizer(base)
     conversations = []
