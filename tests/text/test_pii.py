@@ -1,6 +1,7 @@
 """What identifies somebody is found whatever stands around it, what merely looks like it is left, and nothing leaks."""
 
 import json
+import re
 import string
 
 import pytest
@@ -201,3 +202,36 @@ def test_a_number_is_found_right_beside_chinese(number):
     text, values = scrub(f"卡号{number}地址", KEY)
     assert list(values.values()) == [number]
     assert number not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "left"),
+    [
+        ("mail help@shop.example now", r"help@shop\.example", "mail help@shop.example now"),
+        ("mail help@shop.example now", r"^help@shop\.example$", "mail help@shop.example now"),
+        ("mail help@shop.example.org now", r"help@shop\.example|help@shop\.example\.org", "mail help@shop.example.org now"),
+        ("mail anna@shop.example now", r"\S+@shop\.example", "mail anna@shop.example now"),
+        ("mail anna@shop.example now", r"mail \S+", "mail anna@shop.example now"),
+        ("mail anna.help@shop.example now", r"help@shop\.example", None),
+        ("mail thehelp@shop.example.com now", r"help@shop\.example", None),
+        ("mail anna@shop.example now", "shop", None),
+        ("mail anna@shop.example now", r"@shop\.example", None),
+        ("call 020 7946 0958 now", "0958", None),
+    ],
+)
+def test_what_is_kept_is_what_lies_wholly_in_a_match(text, keep, left):
+    assert scrub(text, KEY, keep=[keep])[0] == (left or scrub(text, KEY)[0])
+    assert left != scrub(text, KEY)[0] != text
+
+
+@given(IDENTIFIERS, NAME | st.sampled_from([".", "-", "+", "@", "1"]), NAME | st.just(""), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_keeping_one_value_leaves_no_part_of_a_longer_one(identifier, more, other, before):
+    value = identifier[1]
+    text = f"{other} {more}{value} {other}" if before else f"{other} {value}{more} {other}"
+    start = text.index(value)
+    kept = find(text, keep=[re.escape(value)])
+    for finding in find(text):
+        if not start <= finding.start <= finding.end <= start + len(value):
+            assert any(finding.start < one.end and one.start < finding.end for one in kept)
+    assert scrub(value, KEY, keep=[re.escape(value)]) == (value, {})

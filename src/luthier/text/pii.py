@@ -287,25 +287,28 @@ def find(
     Args:
         text: any text.
         kinds: what to look for; where two findings overlap, the kind that stands first in `KINDS` wins.
-        keep: regular expressions; a finding that lies in a match of one of them is none.
+        keep: regular expressions; a finding that lies wholly in a match of one of them is none. One that is longer stays one:
+            who keeps help@shop.example does not keep anna.help@shop.example.
         recognizer: finds more; what patterns found, or `keep` keeps, is cut out of its findings.
     """
     # every pattern needs a digit, an at sign or two colons, but for secrets, which may be letters alone
     if not (_DIGIT.search(text) or "@" in text or "::" in text):
         kinds = [kind for kind in kinds if kind == "secret"]
     taken = [match.span() for match in PLACEHOLDER.finditer(text)] if "<" in text else []
-    taken += [match.span() for pattern in keep for match in re.finditer(pattern, text)]
+    kept = [match.span() for pattern in keep for match in re.finditer(pattern, text)]
     found: list[Finding] = []
     for kind in KINDS:
         if kind not in kinds:
             continue
         for start, end in FINDERS[kind](text):
-            if all(end <= first or last <= start for first, last in taken):
+            if _lies_in(start, end, kept) or any(re.fullmatch(pattern, text[start:end]) for pattern in keep):
+                kept.append((start, end))
+            elif all(end <= first or last <= start for first, last in taken):
                 taken.append((start, end))
                 found.append(Finding(start, end, kind))
     for finding in recognizer(text) if recognizer else ():
         # the rest of a name that runs into an e-mail address is still somebody's name
-        for start, end in _outside(finding, taken):
+        for start, end in _outside(finding, [*taken, *kept]):
             piece = text[start:end]
             if any(character.isalnum() for character in piece):
                 end -= len(piece) - len(piece.rstrip())
@@ -313,6 +316,10 @@ def find(
                 taken.append((start, end))
                 found.append(Finding(start, end, finding.kind))
     return sorted(found, key=lambda finding: finding.start)
+
+
+def _lies_in(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return any(first <= start and end <= last for first, last in spans)
 
 
 def _outside(finding: Finding, taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -357,7 +364,7 @@ def scrub(
         text: any text.
         key: of the hash: data sets scrubbed with the same key agree on who is who.
         kinds: what to look for.
-        keep: regular expressions of what stays.
+        keep: regular expressions of what stays, as `find` takes them.
         recognizer: finds more; asked again until it finds no more in what is left.
 
     Returns:

@@ -45,7 +45,8 @@ class ScrubSettings(BaseModel):
     kinds: tuple[Kind, ...] = KINDS
     """What to look for by patterns; empty looks for nothing."""
     keep: tuple[RegularExpression, ...] = ()
-    """Regular expressions: what one of them matches whole is never taken out, in prompts and answers alike."""
+    """Regular expressions: what lies wholly in a match of one of them is never taken out, in prompts and answers alike. A longer
+    value is: `help@shop\\.example` keeps that address alone, `@shop\\.example` none, `\\S+@shop\\.example` all of its domain."""
     extraction_fields: tuple[str, ...] = ()
     """Fields of a JSON answer whose values stay as they are: they are what the model is to extract."""
     presidio: PresidioSettings | None = None
