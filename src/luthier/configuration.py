@@ -106,7 +106,8 @@ class DataParameters(Parameters):
     assistant: str | None = None
     """Jinja template over the row's columns: the answer to learn. The filter `json` writes compact JSON."""
     label: str | None = None
-    """Jinja template over the row's columns: what splits are balanced by; null takes that of the shape, if it has one."""
+    """Jinja template over the row's columns: its class, for counts, slices and `augment`; null takes that of the shape, if it has
+    one. Splits do not look at it: shares of labels may differ between them, and the data card says by how much."""
     meta: tuple[str, ...] = ()
     """Columns to keep beside the messages, for slices of the evaluation; personal data is taken out of them too."""
     answer_schema: str | None = None

@@ -36,7 +36,7 @@ RECORD = pa.schema(
         ("id", pa.string()),  # the user's, or the key
         ("messages", pa.list_(MESSAGE)),
         ("rejected", pa.list_(MESSAGE)),  # of a preference pair: the turns that were not preferred; null otherwise
-        ("label", pa.string()),  # what to stratify by; null if the rows have none
+        ("label", pa.string()),  # its class, for counts, slices and augmentation; null if the rows have none
         ("meta", pa.string()),  # JSON: what else is known of the record
         ("source", pa.string()),
         ("weight", pa.float64()),  # how often to take it in an epoch of training

@@ -1,11 +1,15 @@
 """A record's side depends on its content and the seed, on nothing else."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import clustered, record, records, serial, shards
 
+from luthier.configuration import DataParameters
 from luthier.errors import UserError
+from luthier.pipelines.data_processing.croissant import COLUMNS
 from luthier.pipelines.data_processing.describe import label_deviation
 from luthier.pipelines.data_processing.parameters import Split
 from luthier.pipelines.data_processing.previous import SPLITS
@@ -89,6 +93,18 @@ def test_another_seed_gives_another_split():
     assert one != other
     agree = sum(one[key] == other[key] for key in one) / 500
     assert agree == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.1)
+
+
+@given(st.lists(st.sampled_from(["a", "b", None]), min_size=100, max_size=100))
+@settings(deadline=None, max_examples=10)
+def test_the_label_decides_no_side(labels):
+    assert sides([row | {"label": label} for row, label in zip(rows_of(100), labels, strict=True)]) == sides(rows_of(100))
+
+
+def test_nothing_says_that_splits_look_at_the_label():
+    for told in (COLUMNS["label"], DataParameters.model_fields["label"].description):
+        assert told
+        assert not re.search("stratified|balanced", told)
 
 
 @given(st.text(), st.integers())

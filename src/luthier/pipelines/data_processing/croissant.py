@@ -237,7 +237,7 @@ COLUMNS = {
     "id": "The user's identifier of the row.",
     "messages": "The conversation; of a preference pair, with the preferred answer.",
     "rejected": "Of a preference pair, the conversation with the answer that was not preferred.",
-    "label": "The label that the splits are stratified by.",
+    "label": "The class of the row, if it has one; the splits were made without looking at it.",
     "meta": "Whatever else is known of the row, as a JSON object.",
     "source": "Name of the source that the row comes from.",
     "weight": "How often the row is taken in an epoch of training; a fraction is made up for over the epochs.",
