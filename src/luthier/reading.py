@@ -125,14 +125,19 @@ READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
 def as_json(row: Any, error: str | None) -> tuple[str, str | None]:
     """Return a row as JSON that can be stored, and why it is bad: what `read` said, or that its text is none.
 
-    Text is none that holds a byte that is not UTF-8 (csv), or half a character (`\\ud83d` in JSON). A number that JSON does not
-    know, such as the NaN that Parquet files have for what is missing, becomes null.
+    Text is none that holds a byte that is not UTF-8 (csv, binary columns of Parquet), or half a character (`\\ud83d` in JSON). A
+    number that JSON does not know, such as the NaN that Parquet files have for what is missing, becomes null.
     """
     try:
-        text = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+        text = json.dumps(row, ensure_ascii=False, default=_as_text, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(row), ensure_ascii=False, default=str)
-    return text.encode(errors="replace").decode(), error or _why_unreadable(text)
+        text = json.dumps(_finite(row), ensure_ascii=False, default=_as_text)
+    return text.encode(errors="replace").decode(), error or _why_unreadable(row, text)
+
+
+def _as_text(value: Any) -> str:
+    """Spell what JSON has not: bytes as the UTF-8 that they are, dates, times and decimals as Python prints them."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _finite(value: Any) -> Any:
@@ -143,14 +148,23 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _why_unreadable(text: str) -> str | None:
+def _why_unreadable(row: Any, text: str) -> str | None:
+    half = _half(text)
+    if half is None:
+        return None
+    items = row.items() if isinstance(row, dict) else ()
+    column = next((f"{name} " for name, value in items if _half(json.dumps(value, ensure_ascii=False, default=_as_text))), "")
+    if "\udc80" <= half <= "\udcff":
+        return f"{column}is not UTF-8: byte {ord(half) & 0xFF:#x}; write it as UTF-8 text, or leave the column out"
+    return f"{column}is not text: half a surrogate pair"
+
+
+def _half(text: str) -> str | None:
+    """Return the first half of a surrogate pair: what stands for a byte that is no text, or came so."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start]
-        return (
-            f"is not UTF-8: byte {ord(half) & 0xFF:#x}" if "\udc80" <= half <= "\udcff" else "is not text: half a surrogate pair"
-        )
+        return text[error.start]
     return None
 
 

@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+from datetime import date, datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,6 +81,26 @@ def test_parquet_reads_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("raw") / "x.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([("a", pa.string()), ("b", pa.int64())])), path, row_group_size=3)
     assert values(read(path)) == rows
+
+
+def test_binary_columns_are_text_where_they_are_utf_8_and_dates_are_as_printed(tmp_path):
+    rows = [
+        {
+            "text": "café".encode(),
+            "parts": [b"a", None],
+            "on": date(2026, 1, 2),
+            "at": datetime(2026, 1, 2, 3),
+            "paid": Decimal("1.50"),
+        },
+        {"text": b"\x89PNG", "parts": [], "on": None, "at": None, "paid": None},
+        {"text": None, "parts": [b"\xff"], "on": None, "at": None, "paid": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    good, picture, nested = read(tmp_path / "x.parquet")
+    told = {"on": "2026-01-02", "at": "2026-01-02 03:00:00", "paid": "1.50"}
+    assert values([good]) == [{"text": "café", "parts": ["a", None], **told}]
+    assert picture["error"] == "text is not UTF-8: byte 0x89; write it as UTF-8 text, or leave the column out"
+    assert nested["error"].startswith("parts is not UTF-8: byte 0xff")
 
 
 BROKEN = {
