@@ -10,10 +10,12 @@ import io
 import json
 import lzma
 import math
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -25,6 +27,7 @@ from luthier.text.prepare import strict_json
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "json"}
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+QUOTES = "within quotes, a quote is written twice"
 Row = tuple[int, Any, str | None]
 
 
@@ -82,28 +85,94 @@ def _read_json(file: BinaryIO) -> Iterator[Row]:
         yield _object(number, row)
 
 
-def _read_csv(file: BinaryIO) -> Iterator[Row]:
+class CsvRow(NamedTuple):
+    """A row of a CSV file, good or bad."""
+
+    line: int
+    """The one that it begins in, counted from 1."""
+    text: list[str]
+    """Its lines, with their ends."""
+    cells: list[str]
+    error: str | None
+    """Why it is no row."""
+
+    @property
+    def swallows(self) -> bool:
+        """Tell whether it is bad over several lines: then nothing tells which of them are rows of their own."""
+        return self.error is not None and len(self.text) > 1
+
+
+# A cell and the comma behind it. One that begins without a quote may hold some.
+_CELL = re.compile(r'(?:"(?:[^"]++|"")*+"|[^",\r\n][^,\r\n]*+)?,')
+
+
+def csv_rows(lines: Iterable[str]) -> Iterator[CsvRow]:
+    """Yield the rows of a CSV file, the header and empty ones included; each line is part of one.
+
+    Strictly: without that, a stray quote makes one cell of all lines up to the next one, or to the end.
+    """
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
-    header = next(reader, [])
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ValueError(f"its header names {', '.join(map(repr, repeated))} more than once")
+    seen: list[str] = []
+    at = 1
+
+    def read_on() -> Iterator[str]:
+        for line in lines:
+            seen.append(line)
+            yield line
+
+    reader = csv.reader(read_on(), strict=True)
     while True:
-        line = reader.line_num + 1
+        cells, error = list[str](), None
         try:
-            values = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:
-            yield line, None, f"is not CSV: {error}"
-            continue
-        if not values:
-            continue
-        if len(values) != len(header):
-            yield line, values, f"has {len(values)} cells where the header has {len(header)}"
-        else:
-            yield line, dict(zip(header, values, strict=True)), None
+        except csv.Error as broken:
+            begin = at + _place_of_cell(seen)
+            error = f"{broken} in the cell that begins in line {begin}"
+        yield CsvRow(at, seen.copy(), cells, error)
+        at += len(seen)
+        seen.clear()
+
+
+def _place_of_cell(lines: list[str]) -> int:
+    """Return the number, from 0, of the line in which the first cell begins that is none."""
+    text, place = "".join(lines), 0
+    while match := _CELL.match(text, place):
+        place = match.end()
+    return sum(end <= place for end in accumulate(map(len, lines)))
+
+
+def _read_csv(file: BinaryIO) -> Iterator[Row]:
+    rows = csv_rows(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    header = next(rows, None)
+    if header is None:
+        return
+    if header.error:
+        raise ValueError(f"its header is not CSV: {header.error}; {QUOTES}")
+    names = header.cells
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"its header names {', '.join(map(repr, repeated))} more than once")
+    for row in rows:
+        if row.swallows:
+            raise ValueError(_swallowed(row, rows))
+        if row.error:
+            yield row.line, row.text[0].rstrip("\r\n"), f"is not CSV: {row.error}; {QUOTES}"
+        elif len(row.cells) != len(names) and row.cells:
+            yield row.line, row.cells, f"has {len(row.cells)} cells where the header has {len(names)}"
+        elif row.cells:
+            yield row.line, dict(zip(names, row.cells, strict=True)), None
+
+
+def _swallowed(first: CsvRow, others: Iterable[CsvRow]) -> str:
+    places = [
+        f"\n  lines {row.line:,} to {row.line + len(row.text) - 1:,}: {row.error}"
+        for row in chain([first], others)
+        if row.swallows
+    ]
+    more = f"\n  and {len(places) - 5:,} more" if len(places) > 5 else ""
+    return f"one quote too many or too few, and nothing tells which lines are rows; {QUOTES}:{''.join(places[:5])}{more}"
 
 
 def _read_parquet(file: BinaryIO) -> Iterator[Row]:

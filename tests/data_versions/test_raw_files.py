@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.data_versions.needles import Needles
 from luthier.data_versions.raw_files import RawFile, RawRows, mentions, raw_files, search, take_out
+from luthier.errors import UserError
 from luthier.reading import read
 from luthier.text.pii import placeholder
 
@@ -122,3 +123,20 @@ def test_all_files_of_the_sources_are_read_and_what_lies_beside_them(tmp_path):
         "labels.jsonl": (1,),
     }
     assert mentions(str(tmp_path), found, wanted) == [("data/01_raw/schema.json", 2)]
+
+
+def test_a_row_that_is_not_csv_is_found_and_taken_out_alone(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'id,said\r\na,"he said "secret" to me","and\r\nb,"so\r\nit is"\r\n')
+    found = search(RawFile(str(path), path.name, "csv", "mine"), Needles(texts=frozenset({"secret"})), "id", "")
+    assert found is not None
+    take_out(found)
+    assert path.read_bytes() == b'id,said\r\nb,"so\r\nit is"\r\n'
+
+
+@pytest.mark.parametrize("source", ["mine", None])
+def test_a_csv_file_that_cannot_be_searched_is_told(tmp_path, source):
+    path = tmp_path / "rows.csv"
+    path.write_text('id,said\na,"secret\nb,c\n')
+    with pytest.raises(UserError, match=r"rows\.csv cannot be read as csv: one quote too many or too few"):
+        search(RawFile(str(path), path.name, "csv", source), Needles(texts=frozenset({"secret"})), "id", "")

@@ -1,7 +1,6 @@
 """Rows in raw files: which hold somebody's text, and a file without them. All other rows keep their bytes."""
 
 import bz2
-import csv
 import gzip
 import io
 import json
@@ -22,7 +21,7 @@ from luthier.configuration import DataParameters, FolderParameters
 from luthier.data_versions.needles import Needles
 from luthier.errors import UserError
 from luthier.executors import key_of
-from luthier.reading import COMPRESSED, FORMATS, as_json, find_files, format_of, read
+from luthier.reading import COMPRESSED, FORMATS, as_json, csv_rows, find_files, format_of, read
 from luthier.text.pii import KINDS, scrub_all
 
 RAW = "data/01_raw"
@@ -83,7 +82,7 @@ def search(file: RawFile, needles: Needles, id_column: str | None, key: str) -> 
     """
     lines, names, texts_alone = [], set[str](), Needles(needles.texts)
     try:
-        for line, row, error in read(file.location, file.format, file.shown):
+        for line, row, error in read(file.location, file.format, file.shown, "data.path" if file.source else RAW):
             text, _ = as_json(row, error)
             value = json.loads(text)
             called = names_of(value, file.source, id_column) if isinstance(value, dict) else set()
@@ -91,7 +90,7 @@ def search(file: RawFile, needles: Needles, id_column: str | None, key: str) -> 
                 lines.append(line)
                 names |= called
     except UserError:
-        if file.source is None:  # a JSON file beside the data, such as a schema, is no table
+        if file.source is None and file.format == "json":  # such as a schema: no table, but `mentions` reads it
             return None
         raise
     return RawRows(file, tuple(lines), frozenset(names)) if lines else None
@@ -170,20 +169,9 @@ def _without_lines(content: bytes, lines: set[int]) -> bytes:
 def _without_csv_rows(content: bytes, lines: set[int]) -> bytes:
     """Leave rows out by the line that they begin in; a row may go over several."""
     mark = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
-    physical = list(io.TextIOWrapper(io.BytesIO(content[len(mark) :]), "utf-8", errors="surrogateescape", newline=""))
-    csv.field_size_limit(1 << 30)
-    reader, kept, begin = csv.reader(physical), list[str](), 0
-    while begin < len(physical):
-        try:
-            next(reader)
-        except StopIteration:
-            break
-        except csv.Error:
-            pass
-        if begin + 1 not in lines:
-            kept += physical[begin : reader.line_num]
-        begin = reader.line_num
-    return mark + "".join(kept).encode("utf-8", "surrogateescape")
+    text = io.TextIOWrapper(io.BytesIO(content[len(mark) :]), "utf-8", errors="surrogateescape", newline="")
+    kept = "".join(line for row in csv_rows(text) if row.line not in lines for line in row.text)
+    return mark + kept.encode("utf-8", "surrogateescape")
 
 
 def _without_elements(content: bytes, numbers: set[int]) -> bytes:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -17,7 +18,7 @@ from tables import serial
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.ingest import ingest
-from luthier.reading import format_of
+from luthier.reading import csv_rows, format_of
 from luthier.records import INGESTED
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -168,6 +169,67 @@ def test_csv_rows_with_other_widths_than_the_header_are_told(tmp_path):
     assert "3 cells where the header has 2" in long["error"]
     assert values([good]) == [{"a": "1", "b": "2"}]
     assert [row["line"] for row in (short, good, long)] == [2, 3, 5]
+
+
+@given(st.lists(st.sampled_from(["a", '"', ",", "\n", "\r\n", " "]), max_size=40).map("".join))
+@settings(deadline=None, max_examples=300)
+def test_each_line_of_a_csv_file_is_part_of_one_row(text):
+    lines = list(io.StringIO(text, newline=""))
+    rows = list(csv_rows(lines))
+    assert [line for row in rows for line in row.text] == lines
+    assert [row.line for row in rows] == [1 + sum(len(row.text) for row in rows[:n]) for n in range(len(rows))]
+
+
+@given(
+    # behind a quote that closes by mistake stands a letter: a comma or a line feed there would make well-formed CSV of it
+    rows=st.lists(st.lists(st.text("b ,\n", max_size=3).map("a{}z".format), min_size=2, max_size=2), min_size=1, max_size=6),
+    quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_quote_too_many_or_too_few_loses_no_row(tmp_path_factory, rows, quoting, data):
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=quoting, lineterminator="\n").writerows([("x", "y"), *rows])
+    text = buffer.getvalue()
+    at = data.draw(st.integers(0, len(text) - 1))
+    broken = text[:at] + text[at + 1 :] if text[at] == '"' else f'{text[:at]}"{text[at:]}'
+    path = tmp_path_factory.mktemp("raw") / "x.csv"
+    path.write_text(broken)
+    try:
+        found = read(path)
+    except UserError as error:
+        assert re.search(r"x\.csv cannot be read as csv: .*quote", str(error))
+    else:
+        assert len(found) >= len(rows)
+
+
+def test_a_quote_that_is_never_closed_is_told_with_the_line_of_its_cell(tmp_path):
+    rows = [f"message {n},cat\n" for n in range(300)]
+    for at, end in ((250, '"hello, you",cat\n'), (299, '"a\nlong one","cat"\n')):
+        rows[99] = '"two\nlines","cat\n'
+        rows[at] = end
+        (tmp_path / "x.csv").write_text("text,category\n" + "".join(rows))
+        told = "',' expected after '\"'"
+        with pytest.raises(
+            UserError, match=rf"x\.csv cannot be read as csv: .*\n  lines 101 to 253: {told} .* begins in line 102"
+        ):
+            read(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("text,category\n" + "".join(rows[:100]) + "message,cat\n" * 50)
+    with pytest.raises(UserError, match=r"lines 101 to 152: unexpected end of data in the cell that begins in line 102"):
+        read(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text('"text,category\na,b\n')
+    with pytest.raises(UserError, match="its header is not CSV: unexpected end of data"):
+        read(tmp_path / "x.csv")
+
+
+def test_a_line_that_is_not_csv_harms_no_other(tmp_path):
+    (tmp_path / "x.csv").write_text('a,b\n"he said "yes" to me",1\n5" disk,2\n"so ""he"" said\nyes",3\nlast,"4')
+    broken, disk, quoted, last = read(tmp_path / "x.csv")
+    assert values([disk, quoted]) == [{"a": '5" disk', "b": "2"}, {"a": 'so "he" said\nyes', "b": "3"}]
+    assert [row["line"] for row in (broken, disk, quoted, last)] == [2, 3, 4, 6]
+    assert "is not CSV" in broken["error"]
+    assert json.loads(broken["row"]) == '"he said "yes" to me",1'
+    assert last["error"].startswith("is not CSV: unexpected end of data in the cell that begins in line 6")
 
 
 def test_a_cell_may_be_long(tmp_path):
