@@ -45,7 +45,7 @@ def main():
     assessed = nodes.assess_quality(scrubbed, *last)[0]
     unique, _, clusters = nodes.deduplicate_records(assessed, *last)
     divided, table = nodes.split_records(unique, clusters, parameters, 0, folders)
-    clear = nodes.decontaminate_records(divided, *last)[0]
+    clear = nodes.decontaminate_records(divided, prompt, *last)[0]
     examples, _ = nodes.tokenise_records(clear, ModelParameters(base="tiny:llama"), *last)
     tables = {"records": records, "cleaned": cleaned, "scrubbed": scrubbed, "unique": unique, "table": table, "clear": clear,
               "examples": examples}

@@ -57,7 +57,7 @@ def processed(tmp_path_factory):
     assessed, quality_dropped = nodes.assess_quality(scrubbed, *last)
     kept, dropped, clusters = nodes.deduplicate_records(assessed, *last)
     sides, _ = nodes.split_records(kept, clusters, parameters, base["seed"], folders)
-    final, contaminated = nodes.decontaminate_records(sides, *last)
+    final, contaminated = nodes.decontaminate_records(sides, prompt, *last)
     tables = {
         "rows": rows,
         "records": records,

@@ -27,6 +27,8 @@ from luthier.text.prepare import strict_json
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "json"}
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+FORMAT_OF = {"data.path": "data.format", "inference.source": "inference.format"}
+"""Parameters that name files whose format can be told."""
 QUOTES = "within quotes, a quote is written twice"
 Row = tuple[int, Any, str | None]
 
@@ -49,8 +51,9 @@ def format_of(path: str, asked: str, key: str = "data.path") -> str:
         endings.pop()
     ending = endings[-1] if endings else ""
     if ending not in FORMATS:
+        say = f"say {FORMAT_OF[key]} (jsonl, csv, parquet or json)" if key in FORMAT_OF else "rename it"
         raise UserError(
-            f"{key}: {path} ends in {ending or 'nothing'}: say {key.rpartition('.')[0]}.format (jsonl, csv, parquet or json). "
+            f"{key}: {path} ends in {ending or 'nothing'}: {say}. "
             f"Known endings: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSED)}."
         )
     return FORMATS[ending]

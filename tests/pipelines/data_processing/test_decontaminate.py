@@ -1,6 +1,7 @@
 """What gives the tests away is found and listed; what merely quotes is listed and stays."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -11,17 +12,20 @@ from luthier.configuration import FolderParameters
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.decontaminate import decontaminate, grams
 from luthier.pipelines.data_processing.parameters import Decontaminate
-from luthier.records import CONTAMINATED
+from luthier.records import CONTAMINATED, user_text
+from luthier.text.prepare import PromptSettings, ScrubSettings, conversation
 
 LONG = "the kettle that I bought from you in May has begun to leak at the base whenever it boils and I would like a new one"
+KEY = "a key"
+PLAIN = PromptSettings()
 OTHER = "my subscription was charged twice this month although I paused it in the app before the date that you had named to me"
 
 
-def run(rows, sides, benchmarks=(), root="", rows_per_shard=50_000, **settings):
+def run(rows, sides, benchmarks=(), root="", rows_per_shard=50_000, prompt=PLAIN, **settings):
     """Decontaminate; return the ids that stay and the findings."""
     folders = FolderParameters(root=str(root), base_models="", shards="", work="")
     table = split_records(rows, sides, rows_per_shard)
-    kept, found = decontaminate(table, Decontaminate(benchmarks=benchmarks, **settings), folders, serial())
+    kept, found = decontaminate(table, Decontaminate(benchmarks=benchmarks, **settings), prompt, KEY, folders, serial())
     assert found.schema == CONTAMINATED
     return {row["id"] for row in kept.iter_rows()}, {row["id"]: row for row in found.iter_rows()}
 
@@ -69,8 +73,60 @@ def test_benchmark_files_of_any_shape_are_compared(tmp_path):
     assert kept == {"three", "test"}
     assert (found["one"]["item"], found["one"]["same_answer"]) == ("bench.jsonl:1", True)
     assert (found["two"]["item"], found["two"]["same_answer"]) == ("labels.csv:2", False)
-    with pytest.raises(UserError, match="there is no file missing"):
-        run(rows, sides, ("missing.jsonl",), tmp_path)
+
+
+WORDS = st.sampled_from(
+    ["anna@shop.example", "+49 30 1234567", "<b>now</b>", "cafÃ©", "please", "change", "it\n\n\n", "the", "number"]
+)
+
+
+@given(
+    words=st.lists(WORDS, min_size=1, max_size=20),
+    template=st.booleans(),
+    scrub=st.sampled_from([ScrubSettings(), ScrubSettings(kinds=("phone",)), None]),
+)
+@settings(deadline=None, max_examples=25)
+def test_a_benchmark_is_prepared_as_the_data_is(tmp_path_factory, words, template, scrub):
+    root, body = tmp_path_factory.mktemp("bench"), " ".join(words)
+    prompt = PromptSettings(user="Re: {{ body }}", assistant="{{ answer | json }}", scrub=scrub)
+    row = {"body": body, "answer": {"of": "anna@shop.example"}}
+    messages = conversation(row, prompt, KEY)
+    known = {"prompt": f"Re: {body}", "completion": '{"of":"anna@shop.example"}'}
+    (root / "bench.jsonl").write_text(json.dumps(row if template else known) + "\n")
+    rows = [record(user_text(messages), messages[-1]["content"], "same"), record("something else", "b", "test")]
+    kept, found = run(rows, ("train", "test"), ("bench.jsonl",), root, prompt=prompt)
+    assert kept == {"test"}
+    assert (found["same"]["item"], found["same"]["overlap"], found["same"]["same_answer"]) == ("bench.jsonl:1", 1, True)
+
+
+def test_a_benchmark_with_the_columns_of_the_templates_may_lack_answers(tmp_path):
+    (tmp_path / "bench.csv").write_text(f"body\n{LONG}\n")
+    prompt = PromptSettings(user="{{ body }}", assistant="{{ answer }}")
+    rows = [record(LONG, "a", "train"), record(OTHER, "b", "test")]
+    kept, found = run(rows, ("train", "test"), ("bench.csv",), tmp_path, prompt=prompt)
+    assert kept == {"test"}
+    assert not found["train"]["same_answer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("missing.jsonl", "there is no file missing"),
+        ("bench.txt", "ends in .txt: rename it"),
+        ("odd.jsonl", "odd.jsonl: none of the known shapes fits half of 1 sampled rows"),
+        ("empty.jsonl", "empty.jsonl: there is no row that could be read"),
+        ("not.parquet", "not.parquet cannot be read as parquet"),
+    ],
+)
+def test_what_is_wrong_with_a_benchmark_is_told_with_its_own_parameter(tmp_path, name, told):
+    (tmp_path / "bench.txt").write_text("x")
+    (tmp_path / "odd.jsonl").write_text('{"stem": "x", "options": ["a"]}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "not.parquet").write_text("x")
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        run([record("a"), record("b")], ("train", "test"), (name,), tmp_path)
+    assert str(caught.value).startswith("data_processing.decontaminate.benchmarks: ")
+    assert "data.shape" not in str(caught.value)
 
 
 def test_test_records_stay_whatever_they_hold():

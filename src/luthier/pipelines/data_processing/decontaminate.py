@@ -5,6 +5,7 @@ only whole. Such runs are often quotations that give nothing away, so each findi
 record of which most is known is dropped.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from luthier.artefacts import hash_of_file
+from luthier.artefacts import hash_of, hash_of_file
 from luthier.configuration import FolderParameters
 from luthier.executors import Executor, Task
 from luthier.pipelines.data_processing import shapes
 from luthier.pipelines.data_processing.deduplicate import mix
 from luthier.pipelines.data_processing.messages import turns, user_texts
 from luthier.pipelines.data_processing.parameters import Decontaminate
-from luthier.reading import find_files, fingerprint, read
+from luthier.reading import as_json, find_files, fingerprint, read
 from luthier.records import CONTAMINATED, user_text
 from luthier.shards import Shards, write_table
-from luthier.text.clean import clean
 from luthier.text.code_points import Lookup, code_points
-from luthier.text.prepare import RowError
+from luthier.text.prepare import Message, PromptSettings, RowError, columns_of_template, prepare, rendered
 
 Hashes = NDArray[np.uint64]
+BENCHMARKS = "data_processing.decontaminate.benchmarks"
+RENAME = "Rename the benchmark's columns: to those of a shape, or to those that the templates of `data` read."
 _BITS = 24
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -85,19 +87,31 @@ def reference_shard(out: Path, file: Path, size: int) -> None:
     _write_references(out, table.column("id").to_pylist(), texts, size)
 
 
-def reference_file(out: Path, location: str, shown: str, size: int) -> None:
-    """Write the runs of a benchmark's questions."""
-    rows = [(line, row) for line, row, error in read(location, "auto", shown) if not error]
-    shape = shapes.recognise([row for _, row in rows[:200]], frozenset())
+def reference_file(out: Path, location: str, shown: str, size: int, settings: PromptSettings, key: str) -> None:
+    """Write the runs of a benchmark's questions, prepared as the records are: else none that names somebody is found."""
+    read_rows = ((line, *as_json(row, error)) for line, row, error in read(location, "auto", shown, BENCHMARKS))
+    rows = [(line, json.loads(text)) for line, text, error in read_rows if not error]
+    columns = columns_of_template(settings.user) if settings.user else frozenset[str]()
+    shape = shapes.recognise([row for _, row in rows[:200]], columns, f"{BENCHMARKS}: {shown}", RENAME)
     names, texts = [], []
     for line, row in rows:
         try:
-            said = shapes.to_conversation(row, shape).messages
+            said, _ = prepare(_asked(row, shape, settings), settings, key)
         except RowError:
             continue
         names.append(f"{shown}:{line}")
-        texts.append((clean(user_text(said)), clean(_answer(said))))
+        texts.append((user_text(said), _answer(said)))
     _write_references(out, names, texts, size)
+
+
+def _asked(row: dict[str, Any], shape: shapes.Shape, settings: PromptSettings) -> list[Message]:
+    """Return the turns of a benchmark's item; where the templates find no answer, a question alone will do."""
+    if shape != "template":
+        return shapes.to_conversation(row, shape).messages
+    try:
+        return rendered(row, settings)
+    except RowError:
+        return rendered(row, settings.model_copy(update={"assistant": None}))
 
 
 def _write_references(out: Path, names: Sequence[str], texts: Sequence[tuple[str, str]], size: int) -> None:
@@ -185,7 +199,7 @@ def decontaminate_shard(
                 "against": against[folder],
                 "item": item["name"],
                 "overlap": share,
-                "same_answer": bool(answer) and clean(answer).casefold() == item["answer"].casefold(),
+                "same_answer": bool(answer) and answer.casefold() == item["answer"].casefold(),
                 "dropped": not stays[row],
             }
         )
@@ -194,9 +208,22 @@ def decontaminate_shard(
 
 
 def decontaminate(
-    records: Shards, parameters: Decontaminate, folders: FolderParameters, executor: Executor
+    records: Shards,
+    parameters: Decontaminate,
+    settings: PromptSettings,
+    key: str,
+    folders: FolderParameters,
+    executor: Executor,
 ) -> tuple[Shards, Shards]:
     """Compare training and validation records with the test split and with the benchmarks.
+
+    Args:
+        records: with their splits, cleaned and scrubbed.
+        parameters: what is compared.
+        settings: with which the records were prepared.
+        key: of the placeholders in them.
+        folders: where the project stands.
+        executor: does the work.
 
     Returns:
         the records that stay, and a table of all findings (schema `records.CONTAMINATED`).
@@ -212,9 +239,12 @@ def decontaminate(
     against = ["test split"] * len(sets)
     tasks = []
     for path in parameters.benchmarks:
-        for location in find_files(path, folders):
-            sha256, _ = fingerprint(location)
-            tasks.append(Task({"input": sha256, "path": path, "words": parameters.words}, _benchmark(location, path, parameters)))
+        for location in find_files(path, folders, BENCHMARKS):
+            sha256, _ = fingerprint(location, BENCHMARKS)
+            shown = location.removeprefix(folders.root + "/")
+            prepared = {"settings": settings.model_dump(mode="json"), "key": hash_of([key])}
+            arguments = {"location": location, "shown": shown, "size": parameters.words, "settings": settings, "key": key}
+            tasks.append(Task({"input": sha256, "shown": shown, "words": parameters.words} | prepared, arguments))
             against.append(path)
     sets += executor.map("benchmark_references", reference_file, tasks)
     index = _index(sets, executor)
@@ -237,10 +267,6 @@ def decontaminate(
     )
     kept = executor.table("decontaminate_records", [part / "records.parquet" for part in parts])
     return kept, executor.table("decontaminate_records", [part / "contaminated.parquet" for part in parts])
-
-
-def _benchmark(location: str, path: str, parameters: Decontaminate) -> dict[str, Any]:
-    return {"location": location, "shown": path, "size": parameters.words}
 
 
 def _index(sets: Sequence[Path], executor: Executor) -> Path:

@@ -169,10 +169,12 @@ def _located(parameters: DataProcessingParameters, folders: FolderParameters) ->
 
 
 def decontaminate_records(
-    records: Shards, parameters: DataProcessingParameters, folders: FolderParameters
+    records: Shards, prompt_settings: dict[str, Any], parameters: DataProcessingParameters, folders: FolderParameters
 ) -> tuple[Shards, Shards]:
     """Drop training records that give the tests away."""
-    kept, findings = contamination.decontaminate(records, parameters.decontaminate, folders, _executor(parameters, folders))
+    settings, key = PromptSettings.model_validate(prompt_settings), os.environ.get(KEY_VARIABLE, "")
+    executor = _executor(parameters, folders)
+    kept, findings = contamination.decontaminate(records, parameters.decontaminate, settings, key, folders, executor)
     _tell("decontaminated", len(records), len(kept), f"{len(findings):,} findings")
     return kept, findings
 

@@ -72,7 +72,8 @@ class Decontaminate(Parameters):
     """What must not be trained on."""
 
     benchmarks: tuple[str, ...] = ()
-    """Files of benchmarks, of any format and shape that data may have; the test split is always compared."""
+    """Files of benchmarks, of any format, by the ending, and of any shape, that of the templates of `data` included: a file, a
+    folder or a glob each. They are cleaned and scrubbed as the data is. The test split is always compared."""
     words: int = Field(default=13, ge=3)
     """Length of the runs of words that are compared; a shorter text counts whole."""
     drop_from: float = Field(default=0.5, gt=0)

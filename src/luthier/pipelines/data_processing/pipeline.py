@@ -67,7 +67,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.decontaminate_records,
-                inputs=["divided_records", *SETTINGS],
+                inputs=["divided_records", "prompt_settings", *SETTINGS],
                 outputs=["decontaminated_records", "contaminated"],
                 name="decontaminate_records",
             ),

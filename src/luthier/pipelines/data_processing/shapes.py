@@ -268,25 +268,33 @@ _KNOWN: dict[Shape, _Known] = {
 }
 
 
-def recognise(rows: Sequence[Row], template_columns: frozenset[str]) -> Shape:
+_CHOOSE = (
+    "Rename the columns, or choose one of these with data.shape (`text` needs choosing where further columns stand beside "
+    "the text), or write templates over your own columns in data.user and data.assistant."
+)
+
+
+def recognise(rows: Sequence[Row], template_columns: frozenset[str], key: str = "data.shape", what_to_do: str = _CHOOSE) -> Shape:
     """Return the most specific shape that fits at least half of the rows; the rest are bad rows. Their order does not matter.
 
     Args:
         rows: a sample, some hundred rows.
         template_columns: the columns that the templates of `data` read, empty without templates. Rows that have them all
             have the shape `template`.
+        key: what errors begin with.
+        what_to_do: how they end.
 
     Raises:
         UserError: if no shape fits: with the columns found, the shapes known, and how to choose one.
     """
     if not rows:
-        raise UserError("data.shape: there is no row that could be read, so no shape can be recognised.")
+        raise UserError(f"{key}: there is no row that could be read, so no shape can be recognised.")
     if template_columns and 2 * sum(template_columns <= row.keys() for row in rows) >= len(rows):
         return "template"
     for shape, known in _KNOWN.items():
         if 2 * sum(map(known.fits, rows)) >= len(rows):
             return shape
-    raise UserError(_unknown(rows, template_columns))
+    raise UserError(f"{key}: {_unknown(rows, template_columns)}\n{what_to_do}")
 
 
 def _unknown(rows: Sequence[Row], template_columns: frozenset[str]) -> str:
@@ -302,10 +310,8 @@ def _unknown(rows: Sequence[Row], template_columns: frozenset[str]) -> str:
     missing = sorted(template_columns - kinds.keys())
     templates = "".join(f"\nThe templates read {name!r}{did_you_mean(name, kinds)}, which no row has." for name in missing)
     return (
-        f"data.shape: none of the known shapes fits half of {len(rows)} sampled rows. Their columns are: "
-        f"{', '.join(found) or 'none'}.{templates}\nThe shapes and the columns that they need:\n{shapes}\n"
-        "Rename the columns, or choose one of these with data.shape (`text` needs choosing where further columns stand beside "
-        "the text), or write templates over your own columns in data.user and data.assistant."
+        f"none of the known shapes fits half of {len(rows)} sampled rows. Their columns are: "
+        f"{', '.join(found) or 'none'}.{templates}\nThe shapes and the columns that they need:\n{shapes}"
     )
 
 
