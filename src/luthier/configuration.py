@@ -98,7 +98,8 @@ class DataParameters(Parameters):
     sources: dict[str, SourceParameters] = Field(default_factory=dict)
     """Several sources by name, in place of `path`."""
     id: str | None = None
-    """Column that identifies a row; null numbers them by content."""
+    """Column that identifies a row, whatever its shape. Null numbers all rows by content, and so are rows of a recognised shape
+    that lack the column. Two sources may use one id: with several, a record is called `SOURCE:ID`."""
     system: str | None = None
     """System prompt, the same for every conversation; null leaves the model's own default."""
     user: str | None = None
@@ -131,6 +132,10 @@ class DataParameters(Parameters):
             return self.sources
         name = PurePosixPath(self.path.rstrip("/*")).name.split(".")[0] or "data"
         return {name: SourceParameters(path=self.path, format=self.format, shape=self.shape)}
+
+    def called(self, source: str, identity: str) -> str:
+        """Return what a record is called whose row has this id: unique in all sources if it is in its own."""
+        return f"{source}:{identity}" if len(self.sources) > 1 else identity
 
 
 def _lines_of_keys(file: Path) -> dict[tuple[str, ...], int]:

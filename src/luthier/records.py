@@ -33,7 +33,7 @@ INGESTED = pa.schema(
 RECORD = pa.schema(
     [
         ("key", pa.string()),  # hash of source and row, 32 hexadecimal digits: unique, and the order of every table
-        ("id", pa.string()),  # the user's, or the key
+        ("id", pa.string()),  # the user's, behind `source:` if there are several sources, or the key
         ("messages", pa.list_(MESSAGE)),
         ("rejected", pa.list_(MESSAGE)),  # of a preference pair: the turns that were not preferred; null otherwise
         ("label", pa.string()),  # its class, for counts, slices and augmentation; null if the rows have none

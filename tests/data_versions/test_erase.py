@@ -11,17 +11,19 @@ from fsspec import filesystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.artefacts import canonical_json
 from luthier.data_versions.erase import Record, Where, erase, find
 from luthier.data_versions.needles import LEAST, Needles
 from luthier.data_versions.raw_files import RawFile
 from luthier.data_versions.store import DataSet
 from luthier.errors import UserError
+from luthier.executors import key_of
 from luthier.serving.records.logged import read_requests, row_of
 from luthier.serving.records.tables import FEEDBACK, REQUESTS, make_tables, open_database, transaction
 from luthier.text.clean import clean_with_changes
 from luthier.text.pii import placeholder
 from luthier.text.prepare import PromptSettings, ScrubSettings, clean_message, scrub_message
-from tests.data_versions.stored import NEW, OLD, catalog, record, records, save_document, save_table
+from tests.data_versions.stored import NEW, NEXT, OLD, catalog, record, records, save_document, save_table
 from tests.serving.logs import NOON, logged
 
 ANNA, KEY = "anna@example.com", "a key"
@@ -140,6 +142,17 @@ def test_a_row_is_found_by_its_id_with_all_that_quotes_it(home):
     assert list(found.prepared) == [NEW]
     assert [(dataset.name, version) for dataset, version in found.others] == [("drift", NEW)]
     assert find(Needles(names=frozenset({"mine"})), home, {2: NEW}).is_nothing
+
+
+@pytest.mark.parametrize("called", ["mine:m-1", "a key", "another id of an earlier configuration"])
+def test_a_row_is_found_by_its_id_however_a_version_calls_it(home, called):
+    row = json.loads(Path(home.raw[0].location).read_text().splitlines()[0])
+    own = {**record(called, row["body"].replace(ANNA, THERE)), "key": key_of("mine", canonical_json(row))}
+    records(home.prepared[1], NEXT, [own, record("m-2")])
+    records(home.prepared[2], NEXT, [own, record("m-2")])
+    found = find(Needles(names=frozenset({"m-1"})), home, {3: NEXT})
+    assert found.prepared[NEXT] == ["records", "split_records"]
+    assert [model.rows for model in found.models] == [{"train": 1}]
 
 
 def test_afterwards_it_stands_nowhere_and_all_else_is_as_it_was(home):

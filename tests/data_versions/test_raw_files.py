@@ -14,10 +14,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.artefacts import canonical_json
 from luthier.configuration import DataParameters, FolderParameters
 from luthier.data_versions.needles import Needles
 from luthier.data_versions.raw_files import RawFile, RawRows, mentions, raw_files, search, take_out
 from luthier.errors import UserError
+from luthier.executors import key_of
 from luthier.reading import read
 from luthier.text.pii import placeholder
 
@@ -64,7 +66,7 @@ def test_the_other_rows_are_what_they_were(tmp_path_factory, kind, rows, data):
     path.write_bytes(FORMATS[kind](rows))
     file = RawFile(str(path), path.name, kind, "mine")
     lines = tuple(line for line, row, _ in read(str(path), kind, path.name) if row["id"] in gone)
-    take_out(RawRows(file, lines, frozenset()))
+    take_out(RawRows(file, lines, frozenset(), frozenset()))
     assert [row for _, row, _ in read(str(path), kind, path.name)] == [row for row in rows if row["id"] not in gone]
     if kind in ("jsonl", "csv"):  # not only the same rows: the same bytes
         assert path.read_bytes() == FORMATS[kind]([row for row in rows if row["id"] not in gone])
@@ -140,3 +142,14 @@ def test_a_csv_file_that_cannot_be_searched_is_told(tmp_path, source):
     path.write_text('id,said\na,"secret\nb,c\n')
     with pytest.raises(UserError, match=r"rows\.csv cannot be read as csv: one quote too many or too few"):
         search(RawFile(str(path), path.name, "csv", source), Needles(texts=frozenset({"secret"})), "id", "")
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("17", ["mails", "chats"]), ("mails:17", ["mails"]), ("chats:17", ["chats"])])
+def test_a_row_is_called_as_it_stands_there_and_as_records_are(tmp_path, wanted, found):
+    for name in ("mails", "chats"):
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl([{"id": 17, "said": name}, {"id": 18, "said": "17"}]))
+    folders = FolderParameters(root=str(tmp_path), base_models="", shards="", work="")
+    data = DataParameters(sources={name: {"path": f"{name}.jsonl"} for name in ("mails", "chats")})
+    rows = [search(file, Needles(names=frozenset({wanted})), "id", "") for file in raw_files(data, folders, [])]
+    assert [(one.file.source, one.lines) for one in rows if one] == [(name, (1,)) for name in found]
+    assert all(one.keys == {key_of(one.file.source, canonical_json({"id": 17, "said": one.file.source}))} for one in rows if one)

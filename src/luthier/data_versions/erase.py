@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from luthier.data_versions.needles import Needles
 from luthier.data_versions.prepared import ROWS
-from luthier.data_versions.raw_files import RawFile, RawRows, mentions, names_of, search, take_out
+from luthier.data_versions.raw_files import RawFile, RawRows, ids_of, keys_of, mentions, search, take_out
 from luthier.data_versions.store import HIDDEN, REMOVED, DataSet, age_in_seconds, remove_tree
 from luthier.executors import SECONDS_KEPT
 from luthier.records import user_text
@@ -102,13 +102,14 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
         models: registered version of the model -> version of the data that it was trained on.
     """
     raw = [rows for file in where.raw if (rows := search(file, wanted, where.id_column, where.key)) is not None]
-    everywhere = wanted.with_names(name for rows in raw for name in rows.names)
+    by_key = wanted.with_names(key for rows in raw for key in rows.keys)
+    everywhere = by_key.with_names(name for rows in raw for name in rows.names)
     prepared: dict[str, list[str]] = {}
     splits: dict[str, dict[str, int]] = {}
     held = {dataset.name: set(dataset.versions()) for dataset in where.prepared}
     for version in sorted({version for versions in held.values() for version in versions}, reverse=True):
         sets = [dataset for dataset in where.prepared if version in held[dataset.name]]
-        needles = _of_version(wanted, sets, version, where)  # an id may have been somebody else's in another one
+        needles = _of_version(by_key, sets, version, where)  # an id may have been somebody else's in another one
         everywhere |= needles
         if holding := [dataset.name for dataset in sets if _holds(dataset, version, needles)]:
             prepared[version] = holding
@@ -141,8 +142,7 @@ def _of_version(wanted: Needles, sets: Sequence[DataSet], version: str, where: W
         if dataset.name == ROWS_AS_READ:
             for row in _rows(dataset, version, wanted):
                 value = json.loads(row["row"]) if row["row"] and not row["error"] else None
-                if isinstance(value, dict):
-                    names |= names_of(value, row["source"], where.id_column)
+                names |= ids_of(value, where.id_column) | keys_of(value, row["source"])
     needles = wanted.with_names(names)
     for dataset in sets:
         if dataset.name in ("records", "scrubbed_records", ROWS):

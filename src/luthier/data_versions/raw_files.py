@@ -38,6 +38,8 @@ class RawFile:
     format: str
     source: str | None
     """Name of the source; None for a file that merely lies there."""
+    prefix: str = ""
+    """What an id of its rows stands behind in prepared data."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class RawRows:
     file: RawFile
     lines: tuple[int, ...]
     names: frozenset[str]
-    """Their ids, and the keys of the records that they become."""
+    """Their ids, as they stand there and as records are called. In another version of the data they may have been others'."""
+    keys: frozenset[str]
+    """Those of the records that they become: a hash of source and row, so no other row's in any version."""
 
 
 def raw_files(data: DataParameters, folders: FolderParameters, also: Collection[str]) -> list[RawFile]:
@@ -62,7 +66,7 @@ def raw_files(data: DataParameters, folders: FolderParameters, also: Collection[
     for name, source in data.all_sources().items():
         for location in find_files(source.path, folders, optional=True):
             kind = format_of(location, source.format)
-            found[location] = RawFile(location, location.removeprefix(folders.root + "/"), kind, name)
+            found[location] = RawFile(location, location.removeprefix(folders.root + "/"), kind, name, data.called(name, ""))
     beside = [str(path) for path in sorted(Path(folders.root, RAW).rglob("*")) if path.is_file()]
     for location in [*beside, *(path for path in also if Path(path).is_file())]:
         suffixes = [suffix for suffix in PurePosixPath(location).suffixes if suffix not in COMPRESSED]
@@ -80,27 +84,33 @@ def search(file: RawFile, needles: Needles, id_column: str | None, key: str) -> 
         id_column: the column of a row's id.
         key: of the placeholders, by which a value is found however it is spaced.
     """
-    lines, names, texts_alone = [], set[str](), Needles(needles.texts)
+    lines, names, keys, texts_alone = [], set[str](), set[str](), Needles(needles.texts)
     try:
         for line, row, error in read(file.location, file.format, file.shown, "data.path" if file.source else RAW):
             text, _ = as_json(row, error)
             value = json.loads(text)
-            called = names_of(value, file.source, id_column) if isinstance(value, dict) else set()
-            if called & needles.names or _holds(value, texts_alone, key):
+            called, known_by = ids_of(value, id_column, file.prefix), keys_of(value, file.source)
+            if (called | known_by) & needles.names or _holds(value, texts_alone, key):
                 lines.append(line)
                 names |= called
+                keys |= known_by
     except UserError:
         if file.source is None and file.format == "json":  # such as a schema: no table, but `mentions` reads it
             return None
         raise
-    return RawRows(file, tuple(lines), frozenset(names)) if lines else None
+    return RawRows(file, tuple(lines), frozenset(names), frozenset(keys)) if lines else None
 
 
-def names_of(row: dict[str, Any], source: str | None, id_column: str | None) -> set[str]:
-    """Return what a row is called: its id, that of its request, and in prepared data its key."""
-    columns = {"id", "request", id_column or "id"}
-    names = {str(row[column]) for column in columns if isinstance(row.get(column), str | int)}
-    return names | ({key_of(source, canonical_json(row))} if source is not None else set())
+def ids_of(row: Any, id_column: str | None, prefix: str = "") -> set[str]:
+    """Return what a row is called by its own columns: its id, also as records have it, and that of its request."""
+    columns = {"id", "request", id_column or "id"} if isinstance(row, dict) else set()
+    ids = {str(row[column]) for column in columns if isinstance(row.get(column), str | int)}
+    return ids | {f"{prefix}{name}" for name in ids}
+
+
+def keys_of(row: Any, source: str | None) -> set[str]:
+    """Return the key of the record that a row of a source becomes."""
+    return {key_of(source, canonical_json(row))} if isinstance(row, dict) and source is not None else set()
 
 
 def _holds(value: Any, needles: Needles, key: str) -> bool:

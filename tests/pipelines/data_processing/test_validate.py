@@ -5,14 +5,14 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import ingested, serial
+from tables import ingested, serial, shards
 
-from luthier.configuration import DataParameters
+from luthier.configuration import DataParameters, SourceParameters
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.parameters import Validate
-from luthier.pipelines.data_processing.validate import load_answer_schema, validate_rows
-from luthier.records import ORIGIN, QUARANTINED, RECORD
-from luthier.text.prepare import PromptSettings
+from luthier.pipelines.data_processing.validate import Contract, load_answer_schema, numbered_by_content, validate_rows
+from luthier.records import INGESTED, ORIGIN, QUARANTINED, RECORD
+from luthier.text.prepare import PromptSettings, RowError
 
 DATA = DataParameters(path="x.jsonl", id="id", user="{{ body }}", assistant="{{ answer | json }}")
 PROMPT = PromptSettings(system=None, user=DATA.user, assistant=DATA.assistant)
@@ -21,6 +21,7 @@ SCHEMA = {"type": "object", "required": ["label"], "properties": {"label": {"enu
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=6), st.just({"label": "a"}), st.just([])
 )
+TEXTS = st.text("xy:1", min_size=1, max_size=3)
 ROWS = st.lists(st.dictionaries(st.sampled_from(["id", "body", "answer", "other", "self"]), VALUES), max_size=12)
 GOOD = {"id": "good", "body": "hello", "answer": {"label": "a"}}
 
@@ -78,7 +79,9 @@ def test_a_row_is_judged_by_itself(rows, order):
         ({"id": "1", "body": "x", "answer": {}}, "'label' is a required property"),
         ({"id": "1", "body": "x", "answer": "a"}, "is not of type 'object'"),
         ({"body": "x", "answer": {"label": "a"}}, "has no id"),
-        ({"id": None, "body": "x", "answer": {"label": "a"}}, "id must be text or a number"),
+        ({"id": None, "body": "x", "answer": {"label": "a"}}, "has no id"),
+        ({"id": "", "body": "x", "answer": {"label": "a"}}, "has no id"),
+        ({"id": True, "body": "x", "answer": {"label": "a"}}, "id must be text or a whole number"),
         ({"id": "1", "body": "x" * 101, "answer": {"label": "a"}}, "101 characters, more than 100"),
     ],
 )
@@ -138,7 +141,7 @@ def test_of_rows_with_one_id_one_stays_whatever_their_order():
     good, bad = check(rows, rows_per_shard=2)
     assert sorted(record["id"] for record in good) == ["good", "other"]
     assert len(bad) == 5
-    assert {row["reason"] for row in bad} == {"its id 'good' stands in another row too"}
+    assert {row["reason"] for row in bad} == {"its id 'good' stands in another row too (`data.id: null` numbers rows by content)"}
     again, _ = check(rows[::-1], rows_per_shard=2)
     assert {record["key"] for record in again} == {record["key"] for record in good}
 
@@ -156,6 +159,69 @@ def test_rows_without_ids_get_one_from_their_content():
     assert len({record["id"] for record in found}) == 3
     assert all(record["id"] == record["key"] for record in found)
     assert {record["id"] for record in check(rows[::-1], data)[0]} == {record["id"] for record in found}
+
+
+# Rows that say the same thing in the shapes that rows have; of each the columns beside it are its own.
+SAID = {
+    "template": {"body": "hello", "answer": {"label": "a"}},
+    "messages": {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "a"}]},
+    "prompt_completion": {"prompt": "hello", "completion": "a"},
+    "labelled_text": {"text": "hello", "label": "a"},
+}
+
+
+def judge(source, row, shape, **changes):
+    """Return the record of a row."""
+    data = DataParameters(**DATA.model_dump(exclude={"path", "sources", "id"}) | {"path": "x.jsonl"} | changes)
+    return Contract(data, PROMPT, ANY, {}, dict.fromkeys(data.all_sources(), shape)).record(source, json.dumps(row))
+
+
+@pytest.mark.parametrize("shape", SAID)
+def test_one_column_identifies_rows_of_every_shape(shape):
+    row = SAID[shape] | {"id": 1, "ticket": "T-9"}
+    assert judge("x", row, shape, id="ticket")["id"] == "T-9"
+    assert judge("x", row, shape, id="id")["id"] == "1"
+    numbered = judge("x", row, shape, id=None)
+    assert numbered["id"] == numbered["key"]
+    for wrong in (["T-9"], {"of": 9}, True, 1.5):
+        with pytest.raises(RowError, match="ticket must be text or a whole number"):
+            judge("x", row | {"ticket": wrong}, shape, id="ticket")
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SAID if shape != "template"])
+def test_rows_of_a_recognised_shape_need_no_id(shape):
+    for row in (SAID[shape], SAID[shape] | {"ticket": None}, SAID[shape] | {"ticket": ""}):
+        record = judge("x", row | {"id": 1}, shape, id="ticket")
+        assert record["id"] == record["key"]
+
+
+@given(
+    ids=st.dictionaries(st.sampled_from("abc"), st.lists(st.integers(1, 6) | TEXTS, unique_by=str, min_size=1), min_size=1),
+    shape=st.sampled_from(list(SAID)),
+    rows_per_shard=st.integers(1, 30),
+)
+@settings(deadline=None, max_examples=25)
+def test_an_id_is_its_sources_own(ids, shape, rows_per_shard):
+    rows = {name: [SAID[shape] | {"id": one} for one in own] for name, own in ids.items()}
+    entries = [
+        {"source": name, "file": name, "line": line, "row": json.dumps(row), "error": None}
+        for name, own in rows.items()
+        for line, row in enumerate(own, 1)
+    ]
+    data = DATA.model_copy(update={"path": None, "sources": {name: SourceParameters(path=name) for name in ids}})
+    shapes, table = dict.fromkeys(ids, shape), shards(entries, INGESTED, rows_per_shard)
+    records, _, bad = validate_rows(table, data, PROMPT, ANY, {}, shapes, serial(), rows_per_shard)
+    assert len(bad) == 0
+    named = sorted(row["id"] for row in records.iter_rows())
+    behind = {name: f"{name}:" if len(ids) > 1 else "" for name in ids}
+    assert named == sorted(f"{behind[name]}{one}" for name, own in ids.items() for one in own)
+    assert numbered_by_content(records) == 0
+
+
+def test_records_without_an_id_of_their_own_are_counted():
+    entries = [SAID["messages"] | more for more in ({"id": 1}, {"id": 2}, {})]
+    records, _, _ = validate_rows(ingested(entries), DATA, PROMPT, ANY, {}, {"x": "messages"}, serial(), 2)
+    assert numbered_by_content(records) == 1
 
 
 def test_labels_and_columns_to_keep_are_read_from_the_row():

@@ -234,7 +234,7 @@ DATA_TYPES = {"string": "sc:Text", "large_string": "sc:Text", "bool": "sc:Boolea
 SPLIT_TYPES = {"train": "cr:TrainingSplit", "validation": "cr:ValidationSplit", "test": "cr:TestSplit"}
 COLUMNS = {
     "key": "Hash of the source row; unique, and the rows are sorted by it.",
-    "id": "The user's identifier of the row.",
+    "id": "The user's identifier of the row, behind its source if there are several; the key of a row without one.",
     "messages": "The conversation; of a preference pair, with the preferred answer.",
     "rejected": "Of a preference pair, the conversation with the answer that was not preferred.",
     "label": "The class of the row, if it has one; the splits were made without looking at it.",

@@ -98,6 +98,10 @@ def validate_rows(
         parameters.executor.rows_per_shard,
     )
     _tell("validated", len(rows), len(found[0]), f"{len(found[2]):,} in quarantine")
+    if data.id and (numbered := validate.numbered_by_content(found[0])):
+        logger.info(
+            "%s of %s records have no %r (data.id): they are numbered by content", f"{numbered:,}", f"{len(found[0]):,}", data.id
+        )
     return found
 
 

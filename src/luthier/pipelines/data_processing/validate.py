@@ -28,6 +28,7 @@ from luthier.shards import Shards, write_table
 from luthier.text.prepare import PromptSettings, RowError, columns_of_template, has_content, render, rendered, strict_json
 
 ROWS_TO_RECOGNISE = 200
+REPEATED = "its id {!r} stands in another row too (`data.id: null` numbers rows by content)"
 
 
 def load_answer_schema(path: str) -> dict[str, Any]:
@@ -105,11 +106,11 @@ class Contract:
             messages: list[Any] = rendered(row, self.settings)
             self._check_answer(messages[-1]["content"])
             label = render(self.data.label, row) if self.data.label and self.label_columns <= row.keys() else None
-            identity = self._identity(row)
         else:
             found = shapes.to_conversation(row, shape)
             messages, rejected, label = list(found.messages), found.rejected, found.label
-            identity = str(row["id"]) if isinstance(row.get("id"), str | int) else None
+        # the templates are written for these columns; of a file that was merely named nobody knows whether it has ids
+        identity = self._identity(row, required=shape == "template")
         if not any(has_content(turn["content"]) for turn in messages if turn["role"] == "user") and shape != "text":
             raise RowError("the user's message is empty")
         longest = max(len(turn["content"]) for turn in messages if turn["content"] != self.settings.system)
@@ -120,7 +121,7 @@ class Contract:
         key = key_of(source, canonical_json(row))
         return {
             "key": key,
-            "id": identity or key,
+            "id": key if identity is None else self.data.called(source, identity),
             "messages": messages,
             "rejected": rejected,
             "label": label,
@@ -129,13 +130,18 @@ class Contract:
             "weight": self.weights[source],
         }
 
-    def _identity(self, row: dict[str, Any]) -> str | None:
+    def _identity(self, row: dict[str, Any], required: bool) -> str | None:
         name = self.data.id
         if name is None:
             return None
-        if not isinstance(row.get(name), str | int):
-            raise RowError(f"has no {name} (data.id)" if name not in row else f"{name} must be text or a number")
-        return str(row[name])
+        value = row.get(name)
+        if value is None or value == "":  # an empty cell of a CSV file
+            if required:
+                raise RowError(f"has no {name} (data.id)")
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise RowError(f"{name} must be text or a whole number (data.id)")
+        return str(value)
 
     def _check_answer(self, answer: str) -> None:
         if self.validator is None:
@@ -214,7 +220,7 @@ def drop_repeated_ids(out: Path, folder: Path, repeated: list[int], keep: list[s
     origins = pq.read_table(folder / "origins.parquet")
     out_of = pc.is_in(origins.column("key"), pa.array(sorted(gone), pa.string()))
     bad = [
-        {"file": row["file"], "line": row["line"], "reason": f"its id {ids[row['key']]!r} stands in another row too", "row": None}
+        {"file": row["file"], "line": row["line"], "reason": REPEATED.format(ids[row["key"]]), "row": None}
         for row in origins.filter(out_of).to_pylist()
     ]
     write_table(records.filter(pa.array(~wrong)), out / "records.parquet")
@@ -284,6 +290,11 @@ def validate_rows(
     if len(quarantine) > rules.max_bad_fraction * len(rows) or not len(records):
         raise UserError(_too_many(quarantine, len(rows), rules))
     return records, executor.table("validate_rows", [part / "origins.parquet" for part in parts]), quarantine
+
+
+def numbered_by_content(records: Shards) -> int:
+    """Count the records whose row brought no id."""
+    return sum(pc.sum(pc.equal(batch["id"], batch["key"])).as_py() or 0 for batch in records.iter_batches(["id", "key"]))
 
 
 class _ContractOf:
