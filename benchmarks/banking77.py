@@ -41,6 +41,7 @@ def run() -> list[dict]:
             "system": "Classify the customer's question. Answer with the category only.",
             "user": "{{ text }}",
             "assistant": "{{ category }}",
+            "label": "{{ category }}",
             "answer_schema": None,
             "max_rows": None,
         }

@@ -108,7 +108,8 @@ class DataParameters(Parameters):
     """Jinja template over the row's columns: the answer to learn. The filter `json` writes compact JSON."""
     label: str | None = None
     """Jinja template over the row's columns: its class, for counts, slices and `augment`; null takes that of the shape, if it has
-    one. Splits do not look at it: shares of labels may differ between them, and the data card says by how much."""
+    one. Of like messages with labels one stays: two labels contradict each other, where two free answers do not. Splits do not
+    look at it: shares of labels may differ between them, and the data card says by how much."""
     meta: tuple[str, ...] = ()
     """Columns to keep beside the messages, for slices of the evaluation; personal data is taken out of them too."""
     answer_schema: str | None = None

@@ -108,7 +108,7 @@ def user_text(messages: Any) -> str:
 
 
 def held_out(records: Shards, examples: Shards, limit: int | None) -> pd.DataFrame:
-    """Return the test records that became examples, sorted by id.
+    """Return the test records that became examples, sorted by id; of like messages with several answers one, asked once.
 
     Args:
         records: of schema `records.SPLIT_RECORD`.
@@ -117,5 +117,5 @@ def held_out(records: Shards, examples: Shards, limit: int | None) -> pd.DataFra
     """
     table = records.to_pandas()
     used = set(examples.to_pandas(["id"])["id"])
-    table = table[(table["split"] == "test") & table["id"].isin(used)].sort_values("key")
+    table = table[(table["split"] == "test") & table["id"].isin(used)].sort_values("key").drop_duplicates("cluster")
     return (table.head(limit) if limit else table).sort_values("id").reset_index(drop=True)

@@ -1,5 +1,6 @@
 """One of each group of like conversations stays, the same one in whatever order the rows come."""
 
+import json
 import random
 
 import numpy as np
@@ -138,10 +139,103 @@ def test_a_chain_of_like_messages_is_one_group():
     assert {row["survivor"] for row in dropped} == {kept[0]["id"]}
 
 
-def test_thousands_of_equal_messages_with_different_answers_are_one_group_at_once():
-    rows = [record("thanks, that is all that I wanted to know", f"answer {n}") for n in range(5000)]
+def test_thousands_of_equal_messages_are_one_cluster_at_once():
+    message = "thanks, that is all that I wanted to know"
+    rows = [record(message, f"answer {n}", label=f"{n}") for n in range(5000)]
     kept, dropped = run(rows, rows_per_shard=2000)
     assert (len(kept), len(dropped)) == (1, 4999)
+    unlike = [record(message, f"{n * 7919:x}") for n in range(5000)]
+    kept, dropped = run(unlike, rows_per_shard=2000)
+    assert (len(kept), len(dropped)) == (5000, 0)
+    assert len({row["cluster"] for row in kept}) == 1
+
+
+ANSWERS = ["a cup of tea", "A cup of  TEA!", "nothing at all for me", "no", "yes", ""]
+CONVERSATIONS = st.lists(
+    st.tuples(st.sampled_from(WORDS[:4]).map(lambda word: f"what does {word} mean to you"), st.sampled_from(ANSWERS)), max_size=10
+)
+
+
+@given(CONVERSATIONS)
+@settings(deadline=None, max_examples=40)
+def test_of_like_messages_one_stays_for_each_unlike_answer(said):
+    rows = [record(body, answer, f"id-{n}") for n, (body, answer) in enumerate(said)]
+    kept, dropped = run(rows)
+    assert sorted(row["id"] for row in kept + dropped) == sorted(row["id"] for row in rows)
+
+    def of(row):
+        return shingles(user_text(row["messages"])), shingles(row["messages"][-1]["content"])
+
+    def alike(row, other):
+        return all(jaccard(a, b) >= 0.7 for a, b in zip(of(row), of(other), strict=True))
+
+    assert not any(alike(row, other) for at, row in enumerate(kept) for other in kept[:at])
+    by_id = {row["id"]: row for row in rows}
+    for gone in dropped:  # a message goes only for one that is alike, or for one that such a one went for
+        assert any(alike(by_id[gone["id"]], other) for other in rows if other["id"] != gone["id"])
+    for at, row in enumerate(kept):
+        for other in kept[:at]:
+            if jaccard(of(row)[0], of(other)[0]) >= 0.7:
+                assert row["cluster"] == other["cluster"]
+
+
+@given(CONVERSATIONS)
+@settings(deadline=None, max_examples=20)
+def test_two_labels_of_one_message_contradict_each_other(said):
+    labelled, alone = (
+        [record(body, answer, f"id-{n}", label=label) for n, (body, answer) in enumerate(said)] for label in ("l", None)
+    )
+    same = [record(body, "the same", row["id"]) for row, (body, _) in zip(alone, said, strict=True)]
+    assert len(run(labelled)[0]) == len(run(same)[0]) <= len(run(alone)[0])
+
+
+def test_like_answers_in_a_crowd_of_answers_to_one_message_are_found():
+    draw = random.Random(7)
+    answers = ["".join(draw.choices("abcdefghij ", k=60)) for _ in range(300)]
+    copies = [answer[:-4] + "".join(draw.choices("klmno", k=4)) for answer in answers[::3]]
+    _, dropped = run([record("Tell me a joke", answer) for answer in answers + copies])
+    assert len(dropped) >= 0.75 * len(copies)
+    assert {row["kind"] for row in dropped} == {"near"}
+
+
+def test_what_the_assistant_calls_and_what_was_not_preferred_are_part_of_the_answer():
+    def calling(words):
+        call = [{"type": "function", "function": {"name": words[0], "arguments": json.dumps({"in": " ".join(words)})}}]
+        return {"role": "assistant", "content": "", "tool_calls": json.dumps(call)}
+
+    asked = {"role": "user", "content": "How is the weather?"}
+    calls = [record("x", words[0]) | {"messages": [asked, calling(words)]} for words in (WORDS[:11], WORDS[11:])]
+    pairs = [
+        record("And tomorrow?", "fine") | {"rejected": [{"role": "assistant", "content": text}]}
+        for text in ("bad " * 9, "no " * 9)
+    ]
+    keys = [{"key": f"{n:032x}", "id": f"id-{n}"} for n in range(4)]
+    kept, _ = run([row | key for row, key in zip(calls + pairs, keys, strict=True)])
+    assert len(kept) == 4
+    assert len({row["cluster"] for row in kept}) == 2
+
+
+@given(CONVERSATIONS, CONVERSATIONS, st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_like_messages_stay_on_one_side_whatever_answers_come_later(tmp_path_factory, said, more, seed):
+    def divided(said, seed, shares, previous=None):
+        rows = [record(body, answer, f"{body} {answer}") for body, answer in sorted(set(said))]
+        rows += [record(f"unrelated number {n} about {hash((n, 1))}", "ok", f"more-{n}") for n in range(60)]
+        executor = serial()
+        parameters = Split(**shares, previous=str(previous) if previous else None)
+        kept, _, clusters = deduplicate(
+            table_of(rows), Deduplicate(), executor, PreviousSplits(str(previous)) if previous else None
+        )
+        found, table = split(kept, clusters, parameters, seed, executor)
+        return list(found.iter_rows()), table.folder
+
+    first, table = divided(said, seed, {"validation": 0.2, "test": 0.4})
+    then, _ = divided(said + more, seed + 1, {"validation": 0.3, "test": 0.3}, table)
+    before = {row["id"]: row["split"] for row in first}
+    assert {row["id"]: row["split"] for row in then if row["id"] in before} == before
+    for rows in (first, then):
+        told = [(shingles(user_text(row["messages"])), row["split"]) for row in rows]
+        assert all(side == other for at, (a, side) in enumerate(told) for b, other in told[:at] if jaccard(a, b) >= 0.7)
 
 
 def test_a_pair_in_a_crowd_of_form_letters_is_found():

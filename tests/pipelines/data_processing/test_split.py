@@ -117,3 +117,9 @@ def test_positions_are_shares(key, seed):
 def test_too_few_records_are_told(count):
     with pytest.raises(UserError, match=f"{count} records are too few"):
         divide(rows_of(count))
+
+
+def test_records_that_stay_together_are_told_when_a_split_is_empty():
+    rows = [row | {"cluster": "0" * 32} for row in rows_of(50)]
+    with pytest.raises(UserError, match=r"none of them fell on .*\. 50 of them have messages so alike .*near_threshold"):
+        divide(rows)

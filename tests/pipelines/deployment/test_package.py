@@ -205,12 +205,14 @@ def test_the_parity_node_compares_test_conversations_that_became_examples(argume
         {
             "key": f"{number:02}",
             "id": f"{number:02}",
+            "cluster": f"{number:02}",
             "split": "test" if number % 2 else "train",
             "messages": [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": f"answer {number}"}],
         }
         for number in range(10)
     ]
-    rows.append({"key": "00", "id": "too long", "split": "test", "messages": [{"role": "user", "content": "x" * 100_000}] * 2})
+    long = [{"role": "user", "content": "x" * 100_000}] * 2
+    rows.append({"key": "00", "id": "too long", "cluster": "00", "split": "test", "messages": long})
     records = write_shards(pa.Table.from_pylist(rows), tmp_path / "records")
     examples = write_shards(pa.table({"id": [f"{number:02}" for number in range(10)]}), tmp_path / "examples")
     package = make(tmp_path / "package", base, tuned)

@@ -99,6 +99,17 @@ def test_only_test_records_that_became_examples_are_held_out():
     assert set(some) < set(on_test[1:])
 
 
+def test_a_message_with_several_answers_is_asked_once():
+    rows = [tables.record(f"message {n // 3}", f"answer {n}", f"r{n}") for n in range(9)]
+    split = [
+        tables.clustered(row) | {"split": "test", "provenance": None, "cluster": f"{n // 3:032x}"} for n, row in enumerate(rows)
+    ]
+    records = tables.records(split, tables.SPLIT_RECORD)
+    examples = tables.shards([{"id": row["id"]} for row in rows], tables.pa.schema([("id", tables.pa.string())]))
+    asked = [messages[0]["content"] for messages in held_out(records, examples, None)["messages"]]
+    assert sorted(asked) == ["message 0", "message 1", "message 2"]
+
+
 def test_a_limit_takes_of_every_source_whatever_the_ids_are():
     rows = [tables.record(f"message {n}", "x", f"{source}-{n}", source=source) for source in ("chat", "mail") for n in range(200)]
     records = tables.split_records(rows, sides=("test",))

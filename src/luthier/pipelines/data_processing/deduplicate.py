@@ -3,8 +3,12 @@
 Exact: equal hash of the normalised conversation. Near: character 5-gram sets of what the user says, so that short texts
 have shingles too; MinHash signatures (Broder 1997; rensa), bands of them as keys of buckets (Leskovec, Rajaraman, Ullman,
 Mining of Massive Datasets, chapter 3), the true Jaccard similarity of the sets to decide, connected components as
-clusters. The survivor is the one with the lowest content hash, whatever the order of the rows. Digits count: two messages
-that differ in an order number are different messages.
+clusters. Digits count: two messages that differ in an order number are different messages.
+
+A cluster is never divided between splits. Of it stays one record for each answer that is unlike the others: many answers
+to one message are what some data sets are made of. Records with a label are an exception: two labels of one message
+contradict each other, so one record stays. The survivor is the one with the lowest content hash, whatever the order of
+the rows.
 
 Texts stay in their shards. What is held for all records at once is a few numbers each: two hashes, one band, a cluster.
 
@@ -126,15 +130,27 @@ def _folded_user_text(said: list[tuple[str, str, str]]) -> str:
     return " ".join(text for text in turns_of_user or [text for _, text, _ in said] if text)
 
 
+def _folded_answers(said: list[tuple[str, str, str]], rejected: list[tuple[str, str, str]]) -> str:
+    """Return what the assistant says and calls; of a preference pair, both answers."""
+    return " ".join(part for role, *parts in [*said, *rejected] if role == "assistant" for part in parts if part)
+
+
 def sign_shard(out: Path, file: Path, permutations: int, bands: int) -> None:
-    """Write, for each record of a shard: its content hash (2 x 64 bits), its band hashes, and a byte of each minimum."""
-    table = pq.read_table(file, columns=["messages", "rejected"])
-    said = [_folded(messages) for messages in turns(table, "messages")]
-    hashes = [_hash_of(own, _folded(other)) for own, other in zip(said, turns(table, "rejected"), strict=True)]
+    """Write what is compared of each record of a shard.
+
+    Its content hash (2 x 64 bits), its band hashes and a byte of each minimum, the least hash of its answers' shingles, and
+    whether it has a label.
+    """
+    table = pq.read_table(file, columns=["messages", "rejected", "label"])
+    said, rejected = ([_folded(messages) for messages in turns(table, column)] for column in ("messages", "rejected"))
+    hashes = [_hash_of(own, other) for own, other in zip(said, rejected, strict=True)]
     np.save(out / "content.npy", np.array([[int(h[:16], 16), int(h[16:], 16)] for h in hashes], np.uint64).reshape(-1, 2))
     signed = signatures([_folded_user_text(own) for own in said], permutations)
     np.save(out / "bands.npy", band_hashes(signed, bands))
     np.save(out / "bytes.npy", signed.astype(np.uint8))
+    shingles, offsets = shingle_hashes([_folded_answers(*both) for both in zip(said, rejected, strict=True)])
+    np.save(out / "answers.npy", np.minimum.reduceat(shingles, offsets[:-1]) if len(said) else shingles)
+    np.save(out / "labelled.npy", np.asarray(table.column("label").is_valid()))
 
 
 def find_pairs(out: Path, band: int, folders: list[Path], alive: Path, least: float) -> None:
@@ -142,8 +158,8 @@ def find_pairs(out: Path, band: int, folders: list[Path], alive: Path, least: fl
     rows = np.flatnonzero(np.load(alive)["alive"])
     count = len(np.load(folders[0] / "bands.npy", mmap_mode="r"))
     keys = _column(folders, band)[rows]
-    # neighbours in a crowded bucket are those that share the next band too
-    order = np.lexsort((rows, _column(folders, (band + 1) % count)[rows], keys))
+    # neighbours in a crowded bucket are those that share the next band too, and of equal messages those with like answers
+    order = np.lexsort((rows, _whole(folders, "answers")[rows], _column(folders, (band + 1) % count)[rows], keys))
     keys, rows = keys[order], rows[order]
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
     ends = np.append(starts[1:], len(keys)) if len(keys) else starts
@@ -162,6 +178,10 @@ def find_pairs(out: Path, band: int, folders: list[Path], alive: Path, least: fl
 
 def _column(folders: list[Path], band: int) -> Hashes:
     return np.concatenate([np.load(folder / "bands.npy", mmap_mode="r")[band] for folder in folders])
+
+
+def _whole(folders: list[Path], name: str) -> NDArray[Any]:
+    return np.concatenate([np.load(folder / f"{name}.npy") for folder in folders])
 
 
 def _look_alike(pairs: Numbers, folders: list[Path], least: float) -> Numbers:
@@ -188,22 +208,28 @@ def _look_alike(pairs: Numbers, folders: list[Path], least: float) -> Numbers:
 
 
 def shingle_shard(out: Path, file: Path, rows: list[int]) -> None:
-    """Write the shingle sets of some records of a shard: sorted 64-bit hashes, one after the other, and their ends."""
-    table = pq.read_table(file, columns=["messages"]).take(pa.array(rows, pa.int64()))
-    hashes, offsets = shingle_hashes([fold(text) for text in user_texts(table)])
-    sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
-    np.save(out / "sets.npy", np.concatenate(sets))
-    np.save(out / "ends.npy", np.cumsum([len(one) for one in sets]))
+    """Write shingle sets of some records of a shard, of messages and of answers.
+
+    Sorted 64-bit hashes, those of one record after those of another, and their ends.
+    """
+    table = pq.read_table(file, columns=["messages", "rejected"]).take(pa.array(rows, pa.int64()))
+    both = zip(turns(table, "messages"), turns(table, "rejected"), strict=True)
+    answers = [_folded_answers(_folded(messages), _folded(rejected)) for messages, rejected in both]
+    for name, texts in (("messages", [fold(text) for text in user_texts(table)]), ("answers", answers)):
+        hashes, offsets = shingle_hashes(texts)
+        sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
+        np.save(out / f"{name}.npy", np.concatenate(sets))
+        np.save(out / f"{name}_ends.npy", np.cumsum([len(one) for one in sets]))
 
 
 class _ShingleSets:
     """Shingle sets of the candidates, read from disk as they are asked for."""
 
-    def __init__(self, rows: Numbers, folders: dict[int, Path], starts: Numbers) -> None:
+    def __init__(self, name: str, rows: Numbers, folders: dict[int, Path], starts: Numbers) -> None:
         self.starts = starts
         self.rows = rows
-        self.sets = {shard: np.load(folder / "sets.npy", mmap_mode="r") for shard, folder in folders.items()}
-        self.ends = {shard: np.concatenate([[0], np.load(folder / "ends.npy")]) for shard, folder in folders.items()}
+        self.sets = {shard: np.load(folder / f"{name}.npy", mmap_mode="r") for shard, folder in folders.items()}
+        self.ends = {shard: np.concatenate([[0], np.load(folder / f"{name}_ends.npy")]) for shard, folder in folders.items()}
         self.first = {shard: int(np.searchsorted(rows, starts[shard])) for shard in folders}
 
     def __getitem__(self, row: int) -> Hashes:
@@ -282,7 +308,7 @@ def _hex(hashes: Hashes) -> list[str]:
 def deduplicate(
     records: Shards, parameters: Deduplicate, executor: Executor, previous: PreviousSplits | None = None
 ) -> tuple[Shards, Shards, Shards]:
-    """Keep one conversation of each cluster; where an earlier version of the data had some of it, those stay.
+    """Keep one conversation of each cluster and answer; where an earlier version of the data had some of it, those stay.
 
     Returns:
         the survivors, with content hash and cluster, in the order of the input; what was dropped and for whom (schema
@@ -294,8 +320,8 @@ def deduplicate(
     content = np.concatenate([np.load(folder / "content.npy") for folder in signed])
     starts = np.cumsum([0, *(len(np.load(folder / "content.npy", mmap_mode="r")) for folder in signed)])
     twin = _first_of_equals(content)
-    clusters, sets = _near(records, signed, twin == np.arange(len(twin)), starts, parameters, executor)
-    verdict = _judge(content, twin, clusters.roots(), sets, previous)
+    near = _near(records, signed, twin == np.arange(len(twin)), starts, parameters, executor)
+    verdict = _judge(content, twin, near, previous)
     return _keep(records, signed, starts, verdict, executor)
 
 
@@ -310,6 +336,18 @@ def _first_of_equals(content: Hashes) -> Numbers:
     return first
 
 
+@dataclass(frozen=True)
+class _Near:
+    """Which records are alike, by the number of a record that they are joined with."""
+
+    clusters: Numbers
+    """Those with like messages."""
+    groups: Numbers
+    """Those of a cluster of which one stays: their answers are alike too, or they have labels."""
+    sets: _ShingleSets | None
+    """Shingles of the messages; None if no two are alike."""
+
+
 def _near(
     records: Shards,
     signed: list[Path],
@@ -317,11 +355,11 @@ def _near(
     starts: Numbers,
     parameters: Deduplicate,
     executor: Executor,
-) -> tuple[_Clusters, _ShingleSets | None]:
+) -> _Near:
     """Join the records whose Jaccard similarity reaches the threshold."""
-    clusters = _Clusters(len(alive))
+    clusters, groups = _Clusters(len(alive)), _Clusters(len(alive))
     if parameters.near_threshold == 1:
-        return clusters, None
+        return _Near(clusters.roots(), groups.roots(), None)
     threshold = parameters.near_threshold
     # three standard deviations below the threshold: what is lost there is a pair in a thousand
     least = threshold - 3 * np.sqrt(threshold * (1 - threshold) / parameters.permutations)
@@ -333,19 +371,25 @@ def _near(
     found = executor.map("pair_records", find_pairs, bands)
     rows = np.unique(np.concatenate([np.unique(np.load(folder / "pairs.npy")) for folder in found]))
     if not len(rows):
-        return clusters, None
+        return _Near(clusters.roots(), groups.roots(), None)
     places = {shard: rows[(rows >= starts[shard]) & (rows < starts[shard + 1])] - starts[shard] for shard in range(len(signed))}
     needed = {shard: own.tolist() for shard, own in places.items() if len(own)}
     tasks = [
         Task({"input": records.hashes[shard], "rows": own}, {"file": records.files[shard], "rows": own})
         for shard, own in needed.items()
     ]
-    sets = _ShingleSets(rows, dict(zip(needed, executor.map("shingle_records", shingle_shard, tasks), strict=True)), starts)
-    for pair in _distinct(found):
-        a, b = pair
-        if clusters.find(a) != clusters.find(b) and jaccard(sets[a], sets[b]) >= threshold:
+    shingled = dict(zip(needed, executor.map("shingle_records", shingle_shard, tasks), strict=True))
+    messages, answers = (_ShingleSets(name, rows, shingled, starts) for name in ("messages", "answers"))
+    for a, b in _distinct(found):
+        if clusters.find(a) != clusters.find(b) and jaccard(messages[a], messages[b]) >= threshold:
             clusters.join(a, b)
-    return clusters, sets
+    labelled = _whole(signed, "labelled")
+    for a, b in _distinct(found):
+        if clusters.find(a) != clusters.find(b) or groups.find(a) == groups.find(b):
+            continue
+        if (labelled[a] and labelled[b]) or jaccard(answers[a], answers[b]) >= threshold:
+            groups.join(a, b)
+    return _Near(clusters.roots(), groups.roots(), messages)
 
 
 def _distinct(found: list[Path]) -> Iterator[tuple[int, int]]:
@@ -357,33 +401,43 @@ def _distinct(found: list[Path]) -> Iterator[tuple[int, int]]:
             yield pair >> 32, pair & 0xFFFFFFFF
 
 
-def _judge(
-    content: Hashes, twin: Numbers, roots: Numbers, sets: _ShingleSets | None, previous: PreviousSplits | None
-) -> _Verdict:
+def _judge(content: Hashes, twin: Numbers, near: _Near, previous: PreviousSplits | None) -> _Verdict:
     """Choose the survivors of each cluster."""
     rows = np.arange(len(content))
-    root = roots[twin]
+    root, group = near.clusters[twin], near.groups[twin]
     old = previous.kept(content) if previous else np.zeros(len(content), bool)
     old &= twin == rows
-    # of each cluster first the old ones, then by content hash
-    order = np.lexsort((rows, content[:, 1], content[:, 0], ~old, root))
-    leads = np.ones(len(content), bool)
-    leads[1:] = root[order][1:] != root[order][:-1]
-    leader = np.empty(len(content), np.int64)
-    leader[order] = order[np.flatnonzero(leads)][np.cumsum(leads) - 1]
-    stays = old | (leader == rows)
-    survivor = np.where(stays, rows, np.where(twin != rows, np.where(stays[twin], twin, leader), leader))
+    # no side is left for a new record between old ones of two splits
+    bridge = previous.bridges(content, root, old) if previous else np.zeros(len(content), bool)
+    leader, first = (_first_in(of, content, old) for of in (root, group))
+    stays = old | ((first == rows) & ~bridge)
+    heir = np.where(stays[first], first, leader)
+    survivor = np.where(stays, rows, np.where(twin != rows, np.where(stays[twin], twin, heir), heir))
     kind = np.where(stays, "", np.where((twin != rows) & (survivor == twin), "exact", "near")).astype("<U6")
     kind[(twin != rows) & (kind == "near")] = "exact"
+    kind[~stays & (twin == rows) & bridge] = "bridge"
     cluster = content[leader].copy()
     if previous:
+        # a new record with another answer follows the old ones into their split
+        known = old[leader]
+        cluster[known] = previous.cluster(content[leader[known]])
         cluster[old] = previous.cluster(content[old])
-        kind[~stays & (twin == rows) & previous.bridges(content, root, old)] = "bridge"
     similarity = np.ones(len(content))
     for row in np.flatnonzero(np.isin(kind, ["near", "bridge"])):
-        if sets is not None:
-            similarity[row] = jaccard(sets[int(twin[row])], sets[int(survivor[row])])
+        if near.sets is not None:
+            similarity[row] = jaccard(near.sets[int(twin[row])], near.sets[int(survivor[row])])
     return _Verdict(survivor, cluster, kind, similarity)
+
+
+def _first_in(of: Numbers, content: Hashes, old: NDArray[np.bool_]) -> Numbers:
+    """Return, for each record, the one that leads its cluster or group: first the old ones, then by content hash."""
+    rows = np.arange(len(content))
+    order = np.lexsort((rows, content[:, 1], content[:, 0], ~old, of))
+    leads = np.ones(len(content), bool)
+    leads[1:] = of[order][1:] != of[order][:-1]
+    first = np.empty(len(content), np.int64)
+    first[order] = order[np.flatnonzero(leads)][np.cumsum(leads) - 1]
+    return first
 
 
 def _keep(

@@ -34,10 +34,11 @@ class Validate(Parameters):
 
 
 class Deduplicate(Parameters):
-    """When two conversations are the same."""
+    """When two conversations are the same: their messages are alike, and so are their answers."""
 
     near_threshold: float = Field(default=0.7, gt=0, le=1)
-    """Jaccard similarity of character 5-grams from which two messages are near duplicates; 1 keeps all but exact ones."""
+    """Jaccard similarity of character 5-grams from which two messages are alike, and two answers. Of like messages one stays for
+    each answer that is unlike the others, or one alone if the rows have labels; all in one split. 1 keeps all but exact ones."""
     permutations: int = Field(default=128, ge=16, le=1024)
     """Length of a MinHash signature."""
     bands: int = Field(default=32, ge=1)

@@ -36,14 +36,13 @@ class PreviousSplits:
         # a record that stayed hides a copy of it that did not
         order = np.lexsort((~stayed, content[:, 1], content[:, 0]))
         self.content, self.clusters, self.splits, self.stayed = content[order], cluster[order], split[order], stayed[order]
+        kept = np.flatnonzero(self.stayed)
+        by_cluster = kept[np.lexsort((self.clusters[kept, 1], self.clusters[kept, 0]))]
+        self._names, self._split_of_name = self.clusters[by_cluster], self.splits[by_cluster]
 
     def _place(self, content: Hashes) -> NDArray[np.int64]:
         """Return the row of each conversation in this table, or -1."""
-        if not len(self.content):
-            return np.full(len(content), -1)
-        place = np.searchsorted(self.content[:, 0], content[:, 0])  # the first 64 bits decide; the others are compared
-        place = np.minimum(place, len(self.content) - 1)
-        return np.where((self.content[place] == content).all(1), place, -1)
+        return _places(self.content, content)
 
     def kept(self, content: Hashes) -> NDArray[np.bool_]:
         """Tell which conversations were in the earlier version and stayed."""
@@ -55,10 +54,12 @@ class PreviousSplits:
         found: Hashes = self.clusters[self._place(content)]
         return found
 
-    def split(self, content: Hashes) -> list[str | None]:
-        """Return the split of each conversation; None for a new one."""
-        place = self._place(content)
-        return [SPLITS[self.splits[p]] if p >= 0 and self.stayed[p] and self.splits[p] >= 0 else None for p in place.tolist()]
+    def split(self, content: Hashes, cluster: Hashes) -> list[str | None]:
+        """Return the split of each conversation, that of its cluster for a new one; None if both are new."""
+        place, name = self._place(content), _places(self._names, cluster)
+        own = np.where((place >= 0) & self.stayed[place], self.splits[place], -1) if len(self.content) else place
+        of_cluster = np.where(name >= 0, self._split_of_name[name], -1) if len(self._names) else name
+        return [SPLITS[split] if split >= 0 else None for split in np.where(own >= 0, own, of_cluster).tolist()]
 
     def bridges(self, content: Hashes, root: NDArray[np.int64], old: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Tell which rows are in a component that holds old ones of different splits."""
@@ -68,6 +69,14 @@ class PreviousSplits:
         mixed = np.zeros(len(content), bool)
         mixed[root[old & (first[root] != split)]] = True
         return mixed[root]
+
+
+def _places(known: Hashes, hashes: Hashes) -> NDArray[np.int64]:
+    """Return where each hash stands in a sorted table of them, or -1; the first 64 bits lead there, the others are compared."""
+    if not len(known):
+        return np.full(len(hashes), -1)
+    place = np.minimum(np.searchsorted(known[:, 0], hashes[:, 0]), len(known) - 1)
+    return np.where((known[place] == hashes).all(1), place, -1)
 
 
 def _files(path: Path) -> list[Path]:

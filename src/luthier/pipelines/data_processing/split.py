@@ -1,6 +1,7 @@
 """Divide records into train, validation and test by their cluster alone: no order, no random state, no row count."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +35,7 @@ def split_shard(out: Path, file: Path, clusters: Path, parameters: Split, seed: 
     previous = PreviousSplits(parameters.previous) if parameters.previous else None
 
     def splits(content: list[str], cluster: list[str]) -> list[str]:
-        known = previous.split(as_numbers(content)) if previous else [None] * len(content)
+        known = previous.split(as_numbers(content), as_numbers(cluster)) if previous else [None] * len(content)
         return [old or split_of(name, parameters, seed) for old, name in zip(known, cluster, strict=True)]
 
     records = pq.read_table(file)
@@ -51,7 +52,7 @@ def split_shard(out: Path, file: Path, clusters: Path, parameters: Split, seed: 
 
 
 def split(records: Shards, clusters: Shards, parameters: Split, seed: int, executor: Executor) -> tuple[Shards, Shards]:
-    """Add the column `split`. Near duplicates are one survivor by now, so none stands on both sides.
+    """Add the column `split`. The records of a cluster stand on one side.
 
     Returns:
         the records, and the split table (schema `records.SPLIT_TABLE`) for the next version of the data.
@@ -75,8 +76,21 @@ def split(records: Shards, clusters: Shards, parameters: Split, seed: int, execu
         if not counts[name]:
             raise UserError(
                 f"{len(divided)} records are too few: none of them fell on {name}. Add rows or change data_processing.split."
+                f"{_together(divided)}"
             )
     return divided, executor.table("split_records", [part / "split_table.parquet" for part in parts])
+
+
+def _together(records: Shards) -> str:
+    """Say how many records cannot be divided, if that may be why a split is empty."""
+    clusters = Counter(name for batch in records.iter_batches(["cluster"]) for name in batch.column("cluster").to_pylist())
+    largest = max(clusters.values(), default=0)
+    if largest < 2:
+        return ""
+    return (
+        f" {largest} of them have messages so alike that they stay together, with different answers: "
+        "raise data_processing.deduplicate.near_threshold if they are not alike."
+    )
 
 
 def _hash_of_previous(parameters: Split) -> list[str]:
