@@ -8,7 +8,7 @@ import pytest
 import yaml
 from commands import ROOT, SHARED, kedro_in, output
 
-from luthier.pipelines.data_processing.croissant import check
+from luthier.pipelines.data_processing.croissant_check import check
 from luthier.shards import Shards
 
 BANKING = SHARED / "banking77" / "train.csv"

@@ -16,7 +16,7 @@ from commands import ROOT, command, environment, kedro_in, output
 from mlflow.tracking import MlflowClient
 
 from luthier.artefacts import is_complete, verify
-from luthier.pipelines.data_processing.croissant import check
+from luthier.pipelines.data_processing.croissant_check import check
 from luthier.shards import Shards
 
 

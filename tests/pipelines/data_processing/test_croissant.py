@@ -12,17 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from luthier.pipelines.data_processing.croissant import (
-    Commit,
-    Describe,
-    Facts,
-    File,
-    Source,
-    check,
-    columns_of,
-    croissant,
-    measured,
-)
+from luthier.pipelines.data_processing.croissant import croissant
+from luthier.pipelines.data_processing.croissant_check import check
+from luthier.pipelines.data_processing.dataset_facts import Commit, Describe, Facts, File, Source, columns_of, measured
 
 MESSAGE = pa.struct([(name, pa.string()) for name in ("role", "content", "name", "tool_calls", "tool_call_id")])
 SCHEMA = pa.schema(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from luthier.pipelines.data_processing.croissant import Commit, Describe, Facts, File, Source, croissant
+from luthier.pipelines.data_processing.croissant import croissant
 from luthier.pipelines.data_processing.data_card import (
     MOST_BARS,
     MOST_LABELS,
@@ -22,6 +22,7 @@ from luthier.pipelines.data_processing.data_card import (
     markdown_text,
     spread,
 )
+from luthier.pipelines.data_processing.dataset_facts import Commit, Describe, Facts, File, Source
 
 NASTY = [
     "</script><script>alert(1)</script>",

@@ -11,7 +11,8 @@ from typing import Any
 from markupsafe import Markup
 
 from luthier.pages import render_page
-from luthier.pipelines.data_processing.croissant import Facts, Json, told_counts
+from luthier.pipelines.data_processing.croissant import Json
+from luthier.pipelines.data_processing.dataset_facts import Facts, told_counts
 
 MOST_BARS = 12
 """Bars of one chart; what is rarer is summed up in one more bar."""

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from luthier.errors import UserError
 from luthier.executors import Executor, Task
-from luthier.pipelines.data_processing import croissant
+from luthier.pipelines.data_processing import dataset_facts
+from luthier.pipelines.data_processing.croissant import croissant
+from luthier.pipelines.data_processing.croissant_check import check
 from luthier.pipelines.data_processing.data_card import data_card
 from luthier.pipelines.data_processing.messages import user_texts
 from luthier.pipelines.data_processing.previous import SPLITS
@@ -148,16 +150,16 @@ def describe(
     told = parameters.describe
     if told.date_published is None and not day:  # without git nothing else tells when
         told = told.model_copy(update={"date_published": datetime.now(UTC).date()})
-    facts = croissant.Facts(
+    facts = dataset_facts.Facts(
         describe=told,
         files=tuple(
-            croissant.File(path=f.name, bytes=f.stat().st_size, sha256=sha256, rows=pq.read_metadata(f).num_rows)
+            dataset_facts.File(path=f.name, bytes=f.stat().st_size, sha256=sha256, rows=pq.read_metadata(f).num_rows)
             for f, sha256 in files
         ),
         splits=splits_of(records),
-        columns=croissant.columns_of(records.schema),
+        columns=dataset_facts.columns_of(records.schema),
         sources=tuple(
-            croissant.Source(
+            dataset_facts.Source(
                 name=source["source"],
                 uri=source["file"],
                 sha256=source["sha256"],
@@ -168,7 +170,7 @@ def describe(
             )
             for source in sources
         ),
-        commit=croissant.Commit(sha=sha, dirty=bool(local_changes(root)), date=date.fromisoformat(day))
+        commit=dataset_facts.Commit(sha=sha, dirty=bool(local_changes(root)), date=date.fromisoformat(day))
         if sha != UNKNOWN and day
         else None,
         parameters=_parameters(parameters),
@@ -178,7 +180,7 @@ def describe(
         label_deviation=label_deviation(labels),
         profile=measured(*profile),
     )
-    page = croissant.croissant(facts)
+    page = croissant(facts)
     markdown, html = data_card(facts, page)
     texts = {
         "croissant.json": json.dumps(page, indent=2, ensure_ascii=False),
@@ -187,7 +189,7 @@ def describe(
         "profile.json": profile[0].to_json(),
     }
     described = executor.table("describe_data", records.files, texts)
-    problems = croissant.check(page, described.folder)
+    problems = check(page, described.folder)
     if problems:
         raise UserError("The description of the data does not fit the data:\n  " + "\n  ".join(problems))
     return described, html

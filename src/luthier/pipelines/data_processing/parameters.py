@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from luthier.configuration import Parameters
 from luthier.executors import Backend
 from luthier.pipelines.data_processing.augment import Augment
-from luthier.pipelines.data_processing.croissant import Describe
+from luthier.pipelines.data_processing.dataset_facts import Describe
 from luthier.pipelines.data_processing.quality import Quality
 from luthier.shards import ROWS_PER_SHARD
 from luthier.text.prepare import ScrubSettings
