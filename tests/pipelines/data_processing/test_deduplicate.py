@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tables import RECORD, record, serial, split_records
 from tables import records as table_of
 
-from luthier.pipelines.data_processing.deduplicate import content_hash, deduplicate, fold, jaccard, shingle_hashes
+from luthier.pipelines.data_processing.deduplicate import content_hash, deduplicate
 from luthier.pipelines.data_processing.parameters import Deduplicate, Split
 from luthier.pipelines.data_processing.previous import PreviousSplits
+from luthier.pipelines.data_processing.shingles import fold, jaccard, shingle_hashes
 from luthier.pipelines.data_processing.split import split
 from luthier.records import CLUSTERED, DUPLICATE, user_text
 

@@ -4,8 +4,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.pipelines.data_processing.deduplicate import _folded, _folded_user_text, fold
+from luthier.pipelines.data_processing.deduplicate import _folded, _folded_user_text
 from luthier.pipelines.data_processing.messages import user_texts
+from luthier.pipelines.data_processing.shingles import fold
 from luthier.records import RECORD, user_text
 
 TURNS = st.fixed_dictionaries(

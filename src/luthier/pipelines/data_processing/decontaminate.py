@@ -20,9 +20,9 @@ from luthier.artefacts import hash_of, hash_of_file
 from luthier.configuration import FolderParameters
 from luthier.executors import Executor, Task
 from luthier.pipelines.data_processing import shapes
-from luthier.pipelines.data_processing.deduplicate import mix
 from luthier.pipelines.data_processing.messages import turns, user_texts
 from luthier.pipelines.data_processing.parameters import Decontaminate
+from luthier.pipelines.data_processing.shingles import mix
 from luthier.reading import as_json, find_files, fingerprint, read
 from luthier.records import CONTAMINATED, user_text
 from luthier.shards import Shards, write_table

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from luthier.errors import UserError
+from luthier.pipelines.data_processing.shingles import Hashes
 from luthier.records import SPLIT_TABLE
 
-Hashes = NDArray[np.uint64]
 SPLITS = ("train", "validation", "test")
 
 
