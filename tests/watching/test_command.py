@@ -12,6 +12,7 @@ from tests.watching.test_acts import server
 __all__ = ["server"]
 
 
+@pytest.mark.slow
 def test_drift_starts_a_training_once_and_the_log_says_so(copied, server, monkeypatch):
     url, seen = server
     monkeypatch.setenv("GITHUB_TOKEN", "ghp_0123456789")
