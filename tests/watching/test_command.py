@@ -3,6 +3,7 @@
 import json
 import socket
 
+import pytest
 from commands import kedro_in, output
 
 from luthier.registry import Registry
