@@ -52,11 +52,14 @@ def is_long_enough(text):
 def test_a_text_is_found_in_columns_of_json_and_in_pages(text):
     import html
 
+    import markupsafe
+
     wanted = Needles.of_text(text, KEY, None)
     inner = f"so {text} it is"
     table = pa.table({"row": [json.dumps({"a": inner}), json.dumps({"a": inner}, ensure_ascii=False), inner, "else"]})
     assert wanted.rows(table).tolist()[:3] == [True] * 3
     assert wanted.in_page(f"<p>{html.escape(inner)}</p>")
+    assert wanted.in_page(f"<p>{markupsafe.escape(inner)}</p>")  # as Jinja writes it: &#39; and &#34;
 
 
 def test_a_text_that_would_stand_everywhere_is_refused():
@@ -134,6 +137,19 @@ def test_it_is_found_in_each_place_and_nowhere_else(home):
     assert [(dataset.name, version) for dataset, version in found.others] == [("drift", NEW)]
     assert found.requests == ["r000001", "r000003"]
     assert [(model.number, model.rows) for model in found.models] == [(2, {"train": 1}), (3, None)]
+
+
+def test_what_a_request_said_is_found_in_reports_that_quote_it_without_its_id(home):
+    said = "Why didn't anybody answer my first three letters?"
+    asked = logged(
+        4, messages=[{"role": "system", "content": "Be kind."}, {"role": "user", "content": said}], answer="{}", version=1
+    )
+    with transaction(open_database(home.log_uri)) as connection:
+        connection.execute(REQUESTS.insert(), [row_of(asked, keep_text=True)])
+    save_document(home.others[1], OLD, {"examples": [f"{said[:60]}"]})
+    found = find(Needles(names=frozenset({"r000004"})), home, {})
+    assert found.requests == ["r000004"]
+    assert [(dataset.name, version) for dataset, version in found.others] == [("figures", OLD)]
 
 
 def test_a_row_is_found_by_its_id_with_all_that_quotes_it(home):

@@ -24,7 +24,7 @@ from luthier.data_versions.raw_files import RawFile, RawRows, ids_of, keys_of, m
 from luthier.data_versions.store import HIDDEN, REMOVED, DataSet, age_in_seconds, remove_tree
 from luthier.executors import SECONDS_KEPT
 from luthier.records import user_text
-from luthier.serving.records.erasure import empty_texts, requests_holding
+from luthier.serving.records.erasure import empty_texts, prompts_of, requests_holding
 from luthier.shards import Shards
 
 ROWS_AS_READ = "ingested_rows"
@@ -114,6 +114,8 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
         if holding := [dataset.name for dataset in sets if _holds(dataset, version, needles)]:
             prepared[version] = holding
             splits[version] = _splits(sets, version, needles)
+    requests = requests_holding(where.log_uri, wanted.names, wanted.in_value)
+    everywhere = everywhere.with_heads(map(user_text, prompts_of(where.log_uri, requests)))  # reports quote them without an id
     others = [
         (dataset, version) for dataset in where.others for version in dataset.versions() if _holds(dataset, version, everywhere)
     ]
@@ -123,7 +125,6 @@ def find(wanted: Needles, where: Where, models: Mapping[int, str]) -> Found:
         for number, data in sorted(models.items())
         if data in prepared or data not in known
     ]
-    requests = requests_holding(where.log_uri, wanted.names, wanted.in_value)
     return Found(raw, prepared, others, requests, told, _broken_off(where), mentions(where.root, raw, everywhere))
 
 

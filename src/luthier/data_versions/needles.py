@@ -118,8 +118,8 @@ class Needles:
 
     def in_page(self, page: str) -> bool:
         """Tell whether a page or another text holds any of it; a name counts as a whole word."""
-        said = page.casefold()
-        if any(text in said or html.escape(text) in said for text in self._folded):
+        read = (page.casefold(), html.unescape(page).casefold())  # as it is written, and as a browser shows it
+        if any(text in said for said in read for text in self._folded):
             return True
         long = [name for name in self.quoted if len(name) >= LEAST]
         return bool(long) and re.search(rf"(?<![\w-])(?:{'|'.join(map(re.escape, long))})(?![\w-])", page) is not None

@@ -1,6 +1,8 @@
 """Empty what was written in requests and votes, and leave what was counted."""
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from sqlalchemy import or_, select, update
 
@@ -29,6 +31,17 @@ def requests_holding(uri: str, names: Collection[str], holds: Callable[[str], bo
         if "no request log" not in str(error):
             raise
     return list(found)
+
+
+def prompts_of(uri: str, requests: Collection[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages of the requests whose texts are kept."""
+    if not requests:
+        return
+    with existing_log(open_database(uri)) as connection:
+        for request in requests:
+            prompt = connection.execute(select(REQUESTS.c.prompt).where(REQUESTS.c.request == request)).scalar()
+            if prompt is not None:
+                yield json.loads(prompt)
 
 
 def empty_texts(uri: str, requests: Collection[str]) -> None:
