@@ -78,6 +78,18 @@ def test_the_changes_lead_back_to_the_state_that_ran(repository, tmp_path_factor
     assert "secret" not in (clone / "change.diff").read_text()
 
 
+def test_whatever_lies_about_in_a_project_ends_no_run(repository):
+    (repository / "src/nested").mkdir(parents=True)
+    git(repository / "src/nested", "init", "--quiet")
+    (repository / "src/.#locked.py").symlink_to("me@nowhere.1234")
+    (repository / "src/old.py").write_bytes("# Zürich\n".encode("latin-1"))
+    (repository / "code.py").write_bytes("# Zürich\n".encode("latin-1"))
+    changes = local_changes(repository)
+    assert "+# Z\ufffdrich" in changes
+    assert "src/old.py" in changes
+    assert "locked" not in changes
+
+
 def test_without_a_repository_the_commit_is_unknown(tmp_path):
     assert commit(tmp_path) == UNKNOWN
     assert commit(tmp_path / "nothing") == UNKNOWN

@@ -31,10 +31,10 @@ _SELECTION = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to
 def _git(root: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True)  # noqa: S607
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True)  # noqa: S607
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()  # a file may be in any encoding
 
 
 def commit(root: Path) -> str:
@@ -56,7 +56,9 @@ def local_changes(root: Path) -> str:
     results = [f":(exclude){path}" for path in ("data/01_raw", "dvc.lock", "metrics")]
     tracked = _git(root, "diff", "HEAD", "--", ".", *results) or ""
     new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "src", "conf") or ""
-    return "\n".join(filter(None, [tracked, *(_as_new(root, name) for name in sorted(filter(None, new.split("\0"))))]))
+    # an editor's lock is a link to nothing, another repository a folder
+    files = [name for name in sorted(new.split("\0")) if name and (root / name).is_file()]
+    return "\n".join(filter(None, [tracked, *(_as_new(root, name) for name in files)]))
 
 
 def _as_new(root: Path, name: str) -> str:
