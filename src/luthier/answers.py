@@ -7,12 +7,11 @@ in work and no other, and two runs at once do the same work twice at worst.
 
 import logging
 import math
-import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from luthier.artefacts import hash_of, is_complete, staged, verify
+from luthier.artefacts import hash_of, is_complete, mark_used, staged, verify
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
 from luthier.shards import write_table
@@ -318,8 +317,7 @@ def _is_sound(folder: Path) -> bool:
         logger.warning("Asking again for what was damaged: %s", error)
         shutil.rmtree(folder, ignore_errors=True)
         return False
-    with suppress(OSError):
-        os.utime(folder)  # when it was last used: `kedro data prune` removes what nobody uses
+    mark_used(folder)
     return True
 
 

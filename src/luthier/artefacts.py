@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,12 @@ def staged(final: Path, **facts: Any) -> Iterator[Path]:
 def is_complete(folder: Path | str) -> bool:
     """Tell whether a folder was finished: it has its manifest, which is written last."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def mark_used(folder: Path) -> None:
+    """Note that a folder is used now: `kedro data prune` removes kept copies that nobody used for long."""
+    with suppress(OSError):  # somebody else's, which others may read
+        os.utime(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

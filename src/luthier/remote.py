@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from luthier.artefacts import MANIFEST, hash_of, hash_of_file, is_complete, read_manifest, staged
+from luthier.artefacts import MANIFEST, hash_of, hash_of_file, is_complete, mark_used, read_manifest, staged
 from luthier.errors import UserError
 
 
@@ -80,8 +80,7 @@ def fetch(storage: Any, path: str) -> Path:
     kept = _copy_of(manifest)
     if not is_complete(kept):
         _stage(kept, manifest, lambda staging: _download(storage, path, manifest, staging))
-    with suppress(OSError):
-        os.utime(kept)  # when it was last used: `kedro data prune` removes what nobody uses
+    mark_used(kept)
     return kept
 
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from sharp import folders_in
 
-from luthier.artefacts import hash_of, staged
+from luthier.artefacts import MANIFEST, hash_of, staged
 from luthier.data_versions.needs import needed_by_models, needed_by_runs_under_way, split_of
 from luthier.data_versions.prune import UNKNOWN, plan, unneeded_work
 from luthier.errors import UserError
@@ -161,13 +161,26 @@ def test_work_stays_that_somebody_may_ask_for(tmp_path):
     shards, jobs, packages, copies = Path(folders.shards), Path(folders.work), folders.registry, tmp_path / "copies"
     fresh, old = shards / "clean" / "a", shards / "clean" / "b"
     asked, forgotten = folders.answers / "0a" / "used", folders.answers / "0b" / "unused"
-    kept, unread = copies / "read", copies / "unread"
-    for folder in (fresh, old, packages / "champion's", packages / "another's", asked, forgotten, kept, unread):
+    kept, unread, foreign = copies / ("a" * 64), copies / ("b" * 64), copies / "pip"
+    for folder in (
+        fresh,
+        old,
+        packages / "champion's",
+        packages / "another's",
+        packages / "new",
+        asked,
+        forgotten,
+        kept,
+        unread,
+        foreign,
+    ):
         folder.mkdir(parents=True)
     aged(old)
-    for folder in (forgotten, unread):
+    for folder in (kept, unread):
+        (folder / MANIFEST).touch()
+    for folder in (forgotten, unread, foreign, packages / "champion's", packages / "another's"):
         aged(folder, 31 * 86_400)
-    for folder in (asked, kept):
+    for folder in (asked, kept, packages / "new"):
         aged(folder, 29 * 86_400)
     me = psutil.Process()
     latest, over = job(jobs, {"seed": 1}), job(jobs, {"seed": 2})
@@ -178,7 +191,18 @@ def test_work_stays_that_somebody_may_ask_for(tmp_path):
     found = unneeded_work(folders, copies, {"champion's"})
     assert {work.folder for work in found} == {old, over, given_up, packages / "another's", forgotten, unread}
     plan([], {}, set(), found).carry_out()
-    left = [fresh, asked, kept, latest, running, broken_off, packages / "champion's", jobs / "latest.json"]
+    left = [
+        fresh,
+        asked,
+        kept,
+        foreign,
+        packages / "new",
+        latest,
+        running,
+        broken_off,
+        packages / "champion's",
+        jobs / "latest.json",
+    ]
     assert all(path.exists() for path in left)
     assert not any(path.exists() for path in (old, over, given_up))
 

@@ -1,11 +1,13 @@
 """A file of the catalog is the newest version when all of it was written, and not before."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 
+import fsspec
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -61,6 +63,21 @@ def test_what_is_broken_off_leaves_nothing(error, tmp_path):
     with pytest.raises(error if error is KeyboardInterrupt else Exception):
         unfit.save({"a": "x" * 100_000, "b": object()})
     assert files(tmp_path) == []
+
+
+def test_a_file_that_is_there_is_written_as_ever(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    with fsspec.open(str(tmp_path / "link.txt"), "w") as file:
+        file.write("new")
+    assert (tmp_path / "real.txt").read_text() == "new"
+    assert (tmp_path / "link.txt").is_symlink()
+
+
+def test_a_file_that_nobody_closes_is_there_all_the_same(tmp_path):
+    fsspec.filesystem("file").open(str(tmp_path / "left.txt"), "w").write("all of it")
+    gc.collect()
+    assert (tmp_path / "left.txt").read_text() == "all of it"
 
 
 def test_a_version_that_is_killed_half_way_is_no_version(tmp_path):

@@ -143,6 +143,7 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     from luthier.data_versions.needs import PREVIOUS, needed_by_models, needed_by_runs_under_way, split_of
     from luthier.data_versions.prune import UNKNOWN, plan, unneeded_work
     from luthier.remote import cache_folder
+    from luthier.serving.parameters import ServingParameters, experiment_file, running_experiment
 
     project = Project(env)
     known = [dataset.name for dataset in project.sets]
@@ -155,8 +156,12 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     if earlier := split_of(split.get("previous") or ""):
         needed[earlier] = PREVIOUS
     folders = FolderParameters(**project.parameters["folders"])
-    aliased = {model.manifest for model in models if model.aliases}
-    work = unneeded_work(folders, cache_folder(), aliased)
+    asked = running_experiment(
+        experiment_file(folders), ServingParameters(**(project.parameters.get("serving") or {})).experiment
+    )
+    by_number = {asked.shadow, *(variant.version for variant in asked.variants)}
+    in_use = {model.manifest for model in models if model.aliases or model.number in by_number}
+    work = unneeded_work(folders, cache_folder(), in_use)
     planned = plan(chosen, needed, project.sessions, [] if data_sets else work)
     rows, size = planned.by_name(), planned.bytes
     if yes:

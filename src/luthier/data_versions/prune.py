@@ -1,6 +1,7 @@
 """What may be removed, and removing it: versions of data sets that nobody needs, and work that no run will ask for again."""
 
 import json
+import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -97,13 +98,13 @@ def unneeded_work(folders: FolderParameters, copies: Path, manifests: Collection
 
     - Results of the steps of data processing: those of yesterday go, as a run of data processing itself does.
     - Training jobs: the last one stays, and what is under way or was broken off within a week.
-    - Packages that were fetched from the registry: those go that no alias points to; they are fetched again on demand.
-    - Answers that are kept, and copies of what lies in a storage: those go that nobody used for a month.
+    - Packages that were fetched from the registry and are not in use, answers that are kept, copies of what lies in a storage:
+      those go that nobody asked for within a month; they are fetched, or made, again on demand.
 
     Args:
         folders: of the project.
         copies: `remote.cache_folder`.
-        manifests: root hashes of the packages that aliases point to.
+        manifests: root hashes of the packages in use: an alias points to them, or an experiment names them.
     """
     jobs = Path(folders.work)
     latest = _latest(jobs)
@@ -112,10 +113,15 @@ def unneeded_work(folders: FolderParameters, copies: Path, manifests: Collection
     return [
         *(Work(path, "steps of data processing") for path in _within(Path(folders.shards), 2) if _is_old(path)),
         *(Work(path, "training jobs") for path in over),
-        *(Work(path, "packages fetched") for path in fetched if not path.name.startswith(".") or _is_old(path)),
+        *(Work(path, "packages fetched") for path in fetched if _is_old(path, DAYS_UNUSED * 86_400)),
         *(Work(path, "answers kept") for path in _within(folders.answers, 2) if _is_old(path, DAYS_UNUSED * 86_400)),
-        *(Work(path, "copies of stored data") for path in _within(copies, 1) if _is_old(path, DAYS_UNUSED * 86_400)),
+        *(Work(path, "copies of stored data") for path in _copies(copies) if _is_old(path, DAYS_UNUSED * 86_400)),
     ]
+
+
+def _copies(folder: Path) -> list[Path]:
+    """Return the copies in a cache's folder, which may be that of other programs too: ours are called by a sha256."""
+    return [path for path in _within(folder, 1) if re.fullmatch("[0-9a-f]{64}", path.name) and is_complete(path)]
 
 
 def _within(folder: Path, depth: int) -> list[Path]:

@@ -4,6 +4,7 @@ A storage such as S3 shows an object when all of it has come. A file shows what 
 run would leave a version that is the newest, and broken.
 """
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,14 @@ from luthier.artefacts import flush_to_disk
 
 
 class WholeFiles(LocalFileSystem):
-    """The local file system of fsspec, but a file that is written anew gets its name when it is closed."""
+    """The local file system of fsspec, but a new file gets its name when it is closed."""
 
     def open(self, path: str, mode: str = "rb", **how: Any) -> Any:
-        """Open a file; one to be written is invisible until its end, and gone if that does not come."""
-        if not mode.startswith("w") or how.get("compression"):
-            return super().open(path, mode, **how)
+        """Open a file; a new one is invisible until its end, and gone if that does not come."""
         final = Path(self._strip_protocol(path))
+        # what is there already, a link or a device, is written as ever: a version is new
+        if not mode.startswith("w") or how.get("compression") or os.path.lexists(final):
+            return super().open(path, mode, **how)
         if self.auto_mkdir:
             final.parent.mkdir(parents=True, exist_ok=True)
         text: dict[str, Any] = {name: how[name] for name in ("encoding", "errors", "newline") if name in how}
@@ -40,6 +42,9 @@ class _Staged:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
+    def write(self, data: Any) -> int:
+        return int(self._file.write(data))  # not by __getattr__: who holds its method alone would lose the file
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._file)
 
@@ -54,6 +59,9 @@ class _Staged:
         flush_to_disk(self._staging)
         self._staging.replace(self._final)
         flush_to_disk(self._final.parent)
+
+    def __del__(self) -> None:
+        self.close()  # as any file whose owner is gone
 
     def close(self) -> None:
         if not self._file.closed:

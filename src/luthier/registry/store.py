@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from luthier.artefacts import MANIFEST, hash_of, hash_of_file, is_complete, read_manifest, staged
+from luthier.artefacts import MANIFEST, hash_of, hash_of_file, is_complete, mark_used, read_manifest, staged
 from luthier.errors import UserError
 from luthier.registry.versions import Version
 
@@ -75,6 +75,7 @@ class PackageStore:
                 logger.warning("Fetching again what was damaged: %s", error)
                 shutil.rmtree(target)
             else:
+                mark_used(target)
                 return target
         facts = {key: value for key, value in self._stored_manifest(version).items() if key not in ("files", "sha256")}
         try:
