@@ -176,7 +176,18 @@ def test_the_manifests_are_whole(overlay, tmp_path):
         from luthier.serving.parameters import ServingParameters
 
         engine = ServingParameters(**yaml.safe_load(maps["serving"]["parameters_serving.yml"])["serving"]).engine
-        assert engine.urls == {"champion": (f"http://vllm:{ports['vllm']}/v1",)}
+        # both servers are asked, whatever holds which version: what is taken back is answered by the one that still has it
+        servers = tuple(f"http://{name}:{port}/v1" for name, port in sorted(ports.items()) if name.startswith("vllm-"))
+        assert len(servers) == 2
+        assert engine.urls == dict.fromkeys(("champion", "previous", "candidate"), servers)
+        pods = [
+            one["spec"]["template"]["metadata"]["labels"]
+            for one in objects
+            if one["metadata"]["name"].startswith("vllm-") and one["kind"] == "Deployment"
+        ]
+        for policy in (one["spec"] for one in objects if one["kind"] == "NetworkPolicy"):
+            assert all(policy["podSelector"]["matchLabels"].items() <= labels.items() for labels in pods)
+            assert policy["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"app": "gateway"}}}]
 
 
 def test_the_changelog_names_what_came_since_the_version_before(tmp_path):

@@ -156,9 +156,8 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     if earlier := split_of(split.get("previous") or ""):
         needed[earlier] = PREVIOUS
     folders = FolderParameters(**project.parameters["folders"])
-    asked = running_experiment(
-        experiment_file(folders), ServingParameters(**(project.parameters.get("serving") or {})).experiment
-    )
+    serving = ServingParameters(**(project.parameters.get("serving") or {}))
+    asked = running_experiment(experiment_file(folders), serving.experiment)
     by_number = {asked.shadow, *(variant.version for variant in asked.variants)}
     in_use = {model.manifest for model in models if model.aliases or model.number in by_number}
     work = unneeded_work(folders, cache_folder(), in_use)
