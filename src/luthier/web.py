@@ -22,7 +22,9 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
-def ask(method: str, url: str, key: str, whom: str, body: Any = None, through_proxy: bool = True) -> Any:
+def ask(
+    method: str, url: str, key: str, whom: str, body: Any = None, through_proxy: bool = True, seconds: float = SECONDS
+) -> Any:
     """Send a request and return what the server answers, read as JSON; None if it answers nothing.
 
     Args:
@@ -32,6 +34,7 @@ def ask(method: str, url: str, key: str, whom: str, body: Any = None, through_pr
         whom: what an error calls the server.
         body: is sent as JSON.
         through_proxy: whether the proxies of the environment may see it.
+        seconds: how long the server may be silent.
 
     Raises:
         UserError: if the server refuses, does not answer, or answers what is no JSON.
@@ -39,7 +42,7 @@ def ask(method: str, url: str, key: str, whom: str, body: Any = None, through_pr
     with requests.Session() as session:
         session.trust_env = through_proxy
         try:
-            answer = session.request(method, url, json=body, auth=_Bearer(key), timeout=SECONDS)
+            answer = session.request(method, url, json=body, auth=_Bearer(key), timeout=seconds)
             if answer.status_code >= 300:
                 raise UserError(f"{whom} refused ({answer.status_code}): {answer.text[:300]}")
             return answer.json() if answer.content else None

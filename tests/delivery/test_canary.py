@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
-from luthier.watching.canary import check_candidate, plan, watch
+from luthier.watching import canary
+from luthier.watching.canary import check_candidate, plan, share_of, watch
 from luthier.watching.loop import News
 
 OPEN = {"experiment": "mine", "decision": "keep collecting", "why": "too few"}
@@ -63,6 +64,28 @@ def test_without_news_nobody_looks():
     same = News(1, 0, "")
     watch(lambda: looks.append(1) or [OPEN], lambda: same, "mine", 0.01, time.monotonic() + 0.1)
     assert len(looks) == 1
+
+
+def test_a_share_ends_however_often_the_gateway_is_away_and_if_it_cannot_that_is_told(monkeypatch):
+    asked, away = [], []
+
+    def answered(method, url, *_, **__):
+        asked.append(url.rpartition("/")[2])
+        if away:
+            raise away.pop()
+        return {"experiment": {"id": "none", "variants": [{"weight": 1.0}], "shadow": None}}
+
+    monkeypatch.setattr(canary, "ask", answered)
+    monkeypatch.setattr(canary.time, "sleep", lambda _: None)
+    experiment = plan(3, 0.1, datetime(2026, 1, 2, tzinfo=UTC))
+    kept = []
+    with share_of("http://gateway", "key", experiment, kept.append):
+        away += [UserError("it is away")] * 3
+    assert asked == ["reload", *["experiment"] * 5]
+    assert [one.id for one in kept] == [experiment.id, f"{experiment.id}-ended"]
+    stays_away = pytest.raises(UserError, match="is not ended: POST http://gateway/admin/experiment")
+    with stays_away, share_of("http://gateway", "key", experiment, kept.append):
+        away += [UserError("it is away")] * 99
 
 
 @given(st.floats(0.0001, 0.9999))

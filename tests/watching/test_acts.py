@@ -39,7 +39,13 @@ def actor(home, tmp_path):
 
 
 def rollback_of(version):
-    return {"decision": "roll back", "why": ["It is worse.", "Much."], "version": version, "variant": "challenger"}
+    return {
+        "decision": "roll back",
+        "why": ["It is worse.", "Much."],
+        "experiment": "shorter",
+        "version": version,
+        "variant": "challenger",
+    }
 
 
 def correct(actor, request, text):
@@ -162,6 +168,16 @@ def test_a_challenger_that_lost_loses_its_share(actor, server, monkeypatch):
     path, key, body = seen[-1]
     assert (path, key) == ("/admin/experiment", "Bearer sk-admin-0123456789")
     assert body == {"id": "e-ended", "variants": [{"name": "champion", "version": 3, "weight": 1.0}], "shadow": None}
+
+
+def test_another_experiment_than_the_one_that_was_lost_goes_on(actor, server, monkeypatch):
+    url, seen = server
+    monkeypatch.setenv("LUTHIER_ADMIN_KEY", "sk-admin-0123456789")
+    before = actor.registry.log.lines()
+    with pytest.raises(HeldBackError, match="the experiment older was decided, and e runs"):
+        changed(actor, gateway=url).act(rollback_of(4) | {"experiment": "older"}, FREE)
+    assert [path for path, _, _ in seen] == ["/admin/reload"]
+    assert actor.registry.log.lines() == before
 
 
 def test_a_workflow_trains_elsewhere(actor, server, monkeypatch):

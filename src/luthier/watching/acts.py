@@ -130,7 +130,7 @@ class Actor:
         if planned == "end experiment":
             key = _secret(ADMIN_VARIABLE, "to end an experiment the gateway asks for its administrator's key")
             guard(self.registry.log.lines())
-            self._end_experiment(key)  # twice is as good as once; a line about what failed is not
+            self._end_experiment(key, decided["experiment"])  # twice is as good as once; a line about what failed is not
             return self.registry.note("end experiment", why, guard)
         token = None
         if self.workflow is not None:
@@ -194,9 +194,11 @@ class Actor:
     def _dispatch(self, workflow: Mapping[str, str], token: str) -> None:
         start(workflow["api"], workflow["repository"], workflow["workflow"], workflow["ref"], token)
 
-    def _end_experiment(self, key: str) -> None:
+    def _end_experiment(self, key: str, decided: str) -> None:
         # the key goes to the gateway, and to no proxy
         standing = ask("POST", f"{self.gateway}/admin/reload", key, "The gateway", through_proxy=False)["experiment"]
+        if standing["id"] != decided:  # an administrator's, say, of which nothing was decided
+            raise HeldBackError(f"the experiment {decided} was decided, and {standing['id']} runs")
         variants = standing["variants"]
         control = next((variant for variant in variants if variant["weight"] > 0), variants[0])
         body = {"id": f"{standing['id'][:58]}-ended", "variants": [{**control, "weight": 1.0}], "shadow": standing.get("shadow")}

@@ -8,7 +8,7 @@ What decides is the experiment of the pipeline monitoring, whose tests hold at e
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,10 @@ from luthier.web import ask
 
 logger = logging.getLogger(__name__)
 
+START_SECONDS = 660
+"""How long the gateway may take to deal a share: the version's engine may have to start, which it waits ten minutes for."""
+PAUSES = (1, 2, 5, 10, 20, 40, 60, 60, 60)
+"""Seconds between attempts to end the share: a gateway may be starting anew just then."""
 WHO = "kedro canary"
 VARIANT = "canary"
 
@@ -76,11 +80,12 @@ def share_of(
         keep: writes down here what runs there: the pipeline monitoring reads it, and the gateway may be on another machine.
 
     Raises:
-        UserError: if another experiment runs, or the gateway refuses.
+        UserError: if another experiment runs, the gateway refuses, or it stays away when the share is to end.
     """
 
     def said(path: str, body: Any = None) -> Any:
-        return ask("POST", f"{gateway}/admin/{path}", key, "The gateway", body, through_proxy=False)["experiment"]
+        answer = ask("POST", f"{gateway}/admin/{path}", key, "The gateway", body, through_proxy=False, seconds=START_SECONDS)
+        return answer["experiment"]
 
     def deal(what: ExperimentParameters) -> None:
         said("experiment", what.model_dump(mode="json"))
@@ -93,11 +98,32 @@ def share_of(
         )
     shadow = {"shadow": running["shadow"]}
     control = experiment.variants[0].model_copy(update={"weight": 1.0})
+    ended = experiment.model_copy(update={"id": f"{experiment.id}-ended", "variants": (control,), **shadow})
+    pauses: Sequence[float] = ()
     try:
         deal(experiment.model_copy(update=shadow))
+        pauses = PAUSES
         yield
     finally:
-        deal(experiment.model_copy(update={"id": f"{experiment.id}-ended", "variants": (control,), **shadow}))
+        by_hand = f"The share of {experiment.id} is not ended: POST {gateway}/admin/experiment ends it."
+        _surely(lambda: deal(ended), pauses, by_hand)
+
+
+def _surely(end: Callable[[], None], pauses: Sequence[float], otherwise: str) -> None:
+    """Do it, again and again if need be.
+
+    Raises:
+        UserError: with what is to be done by hand, if it cannot be done.
+    """
+    for pause in (*pauses, None):
+        try:
+            return end()
+        except UserError as error:
+            if pause is None:
+                raise UserError(f"{otherwise} {error}") from error
+            logger.error("%s It is tried again in %g s.", error, pause)
+            time.sleep(pause)
+    return None
 
 
 def watch(

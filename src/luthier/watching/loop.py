@@ -39,6 +39,15 @@ def news_of(uri: str) -> News | None:
         return None
 
 
+def news_if_any(uri: str) -> News | None:
+    """Count as `news_of`; None, too, while the database is away, which is logged."""
+    try:
+        return news_of(uri)
+    except Exception as error:
+        logger.error("The request log cannot be counted: %s", error)
+        return None
+
+
 def watch(
     look: Callable[[], bool],
     news: Callable[[], News | None],

@@ -22,7 +22,7 @@ from luthier.registry import Registry
 from luthier.remote import open_storage
 from luthier.watching.acts import Actor, HeldBackError, Limits
 from luthier.watching.gauges import Gauges
-from luthier.watching.loop import News, news_of, watch
+from luthier.watching.loop import news_if_any, watch
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Monitor:
         tell(f"It looks when {window} more requests have come, or {patience:g} s after anything else. Ctrl-C stops it.")
         self.show()
         try:
-            watch(self._look_safely, partial(self._news, log_uri), window, every, patience, stop)
+            watch(self._look_safely, partial(news_if_any, log_uri), window, every, patience, stop)
         finally:
             server.shutdown()
             thread.join()
@@ -96,13 +96,6 @@ class Monitor:
             logger.error("%s", error, exc_info=None if isinstance(error, UserError) else error)
             return False
         return True
-
-    def _news(self, log_uri: str) -> News | None:
-        try:
-            return news_of(log_uri)
-        except Exception as error:
-            logger.error("The request log cannot be counted: %s", error)
-            return None
 
     def _act(self, decided: dict[str, Any]) -> None:
         planned = self._actor.plan(decided)

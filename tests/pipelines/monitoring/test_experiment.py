@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from luthier.pipelines.monitoring.experiment import Guardrail, Plan, check_assignment, decide
+from luthier.pipelines.monitoring.experiment import MISMATCH, Guardrail, Plan, _p_of_counts, check_assignment, decide
 from luthier.pipelines.monitoring.subjects import OURS, subjects_of
 
 PLAN = Plan("control", "challenger", {"control": 0.5, "challenger": 0.5})
@@ -92,6 +92,18 @@ def test_more_challengers_share_the_level():
     assert decide(crowd, three).primary.low < decide(crowd, PLAN).primary.low
 
 
+def test_sound_assignment_is_blocked_at_no_look_however_often_one_looks():
+    random, looks = np.random.default_rng(6), np.arange(50, 5_001, 50)
+    blocked = 0
+    for _ in range(1_000):
+        challenger = np.cumsum(random.random(5_000) < 0.1)[looks - 1]
+        both = zip(looks - challenger, challenger, strict=True)
+        blocked += any(_p_of_counts(np.array(seen), np.array([0.9, 0.1])) < MISMATCH for seen in both)
+    assert binomtest(blocked, 1_000, MISMATCH, alternative="greater").pvalue > 0.001
+    assert _p_of_counts(np.array([2_750, 2_250]), np.array([0.5, 0.5])) < MISMATCH
+    assert _p_of_counts(np.array([0, 0]), np.array([0.5, 0.5])) == 1
+
+
 def test_broken_assignment_is_caught_and_sound_assignment_is_not():
     random = np.random.default_rng(5)
     caught = sound = 0
@@ -106,7 +118,6 @@ def test_broken_assignment_is_caught_and_sound_assignment_is_not():
     unsteady = people(random, 1_000).assign(variants=[2] * 20 + [1] * 980)
     assert "more than one" in check_assignment(unsteady, PLAN.weights).broken
     assert "weight is 0" in check_assignment(people(random, 50), {"control": 1.0, "challenger": 0.0}).broken
-    assert check_assignment(people(random, 15), PLAN.weights).p is None
     with pytest.raises(ValueError, match="'challenger'"):
         check_assignment(people(random, 50), {"control": 1.0})
 

@@ -33,8 +33,8 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
         experiments: of each challenger, from `nodes.analyse_experiment`.
 
     Returns:
-        `decision`, `why` (a list), `next`, and of a decision about versions `version` and `variant`; `at` and `requests` say what
-        it rests on.
+        `decision`, `why` (a list), `next`; of a decision about versions `experiment`, `version` and `variant`; `at` and
+        `requests` say what it rests on.
     """
     why: dict[Decision, list[str]] = {name: [] for name in DECISIONS}
     subject: dict[Decision, dict[str, Any]] = {}
@@ -43,7 +43,8 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
         outcome: Decision = {"blocked": "check", "roll back": "roll back", "promote": "promote"}.get(found["decision"], "keep")  # type: ignore[assignment]
         why[outcome].append(f"Experiment {found['experiment']}: {found['why']}")
         if outcome in ("roll back", "promote"):
-            subject.setdefault(outcome, {"version": found["version"], "variant": found["challenger"]})
+            about = {"experiment": found["experiment"], "version": found["version"], "variant": found["challenger"]}
+            subject.setdefault(outcome, about)
     if drift["alarm"]:
         why["retrain"].append(_drift_in_words(drift))
     why["retrain"] += quality["too_low"]
@@ -55,7 +56,7 @@ def decide(drift: dict[str, Any], quality: dict[str, Any], experiments: list[dic
         "decision": decision,
         "why": why[decision],
         "next": NEXT[decision],
-        **({"version": None, "variant": None} | subject.get(decision, {})),
+        **({"experiment": None, "version": None, "variant": None} | subject.get(decision, {})),
         "at": quality["until"],
         "requests": quality["requests"],
     }

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.special import chdtrc
+from numpy.typing import NDArray
+from scipy.special import gammaln
 
 from luthier.pipelines.monitoring.sequential import FEWEST, Arm, lower_bound, p_above
 from luthier.stats import holm
@@ -27,7 +28,7 @@ from luthier.stats import holm
 Decision = Literal["blocked", "roll back", "promote", "no difference", "keep collecting"]
 MISMATCH = 0.001
 """A p-value of the subjects' numbers from which they are not dealt as planned."""
-_FEWEST_EXPECTED = 10  # subjects of a variant: with fewer, the chi-square distribution is no good
+_PRIOR_SUBJECTS = 100.0  # how sure the prior is of the weights: deviations of about a tenth are found soonest
 _MIXED = 0.01
 
 
@@ -167,7 +168,10 @@ def decide(subjects: pd.DataFrame, plan: Plan) -> Finding:
 
 
 def check_assignment(subjects: pd.DataFrame, weights: Mapping[str, float]) -> Assignment:
-    """Tell whether as many subjects have each variant as its weight says, by the chi-square test (sample-ratio mismatch).
+    """Tell whether as many subjects have each variant as its weight says (sample-ratio mismatch).
+
+    The p-value holds at every look: it is one over the Bayes factor of a Dirichlet prior around the weights against the weights
+    themselves (Lindon and Malek, Anytime-valid inference for multinomial count data, NeurIPS 2022).
 
     Args:
         subjects: `assigned` and `variants` of each.
@@ -184,8 +188,8 @@ def check_assignment(subjects: pd.DataFrame, weights: Mapping[str, float]) -> As
     mixed = int((subjects["variants"] > 1).sum())
     dealt = [name for name, weight in weights.items() if weight > 0]
     p: float | None = None
-    if len(dealt) > 1 and min(expected[name] for name in dealt) >= _FEWEST_EXPECTED:
-        p = float(chdtrc(len(dealt) - 1, sum((seen[name] - expected[name]) ** 2 / expected[name] for name in dealt)))
+    if len(dealt) > 1:
+        p = _p_of_counts(np.array([seen[name] for name in dealt]), np.array([weights[name] for name in dealt]))
     broken = None
     if stray := [name for name, weight in weights.items() if weight == 0 and seen[name]]:
         broken = f"Subjects were dealt to {stray[0]}, whose weight is 0."
@@ -195,6 +199,14 @@ def check_assignment(subjects: pd.DataFrame, weights: Mapping[str, float]) -> As
     elif mixed > _MIXED * len(subjects):
         broken = f"{mixed:,} of {len(subjects):,} subjects were dealt to more than one variant: assignment is not sticky."
     return Assignment(seen, expected, p, mixed, broken)
+
+
+def _p_of_counts(counts: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """Return the anytime-valid p-value of "subjects are dealt by these weights"."""
+    prior, total = _PRIOR_SUBJECTS * weights, counts.sum()
+    log_factor = gammaln(prior.sum()) - gammaln(prior.sum() + total) + (gammaln(prior + counts) - gammaln(prior)).sum()
+    log_factor -= (counts * np.log(weights)).sum()
+    return float(np.exp(min(0.0, -log_factor)))
 
 
 def _arms(subjects: pd.DataFrame, plan: Plan, metric: str, is_share: bool) -> tuple[Arm, Arm]:

@@ -117,7 +117,9 @@ def labelled(requests: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
         requests: from `luthier.serving.records.logged.read_requests`.
         labels: request -> right answer.
     """
-    answered = requests["answer"].notna() & requests["shadow_of"].isna()
+    # who hung up has half an answer, which says nothing of the model
+    whole = requests["error"].isna() | requests["error"].isin(OURS)
+    answered = requests["answer"].notna() & requests["shadow_of"].isna() & whole
     known = requests[(answered & requests["request"].isin(list(labels))).to_numpy(bool)]
     known = known[np.array([PLACEHOLDER.search(answer) is None for answer in known["answer"]], bool)]
     right = [is_right(a, labels[r]) for a, r in zip(known["answer"].tolist(), known["request"].tolist(), strict=True)]
