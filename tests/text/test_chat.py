@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
-from luthier.text.chat import check_template, encode, encode_prompt, end_tokens
+from luthier.text.chat import check_template, encode, encode_prompt, end_tokens, learns_every_answer
 
 # none of them has {% generation %}
 TEMPLATES = {
@@ -24,6 +24,11 @@ TEMPLATES = {
 FORGETS = (
     "{% for m in messages %}{{ m.role }}: {% if m.role != 'assistant' or loop.last %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+# as Qwen3: only the last answer has its (empty) thoughts
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(
     lambda text: text.strip() == text and "<|" not in text
@@ -154,11 +159,33 @@ def test_generation_stops_at_what_the_template_puts_after_an_answer(tokenizer, t
     assert end_tokens(tokenizer) == [tokenizer.eos_token_id]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
-    tokenizer.chat_template = FORGETS
-    assert encode(tokenizer, messages_of((None, [("a", "b")]))).input_ids
-    with pytest.raises(UserError, match="rewrites earlier turns"):
-        encode(tokenizer, messages_of((None, [("a", "b"), ("c", "d")])))
+@given(chat=CHATS)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("template", [FORGETS, THINKS])
+def test_of_a_template_that_rewrites_earlier_turns_the_last_answer_is_learnt(tokenizer, template, chat):
+    tokenizer.chat_template = template
+    messages = messages_of(chat)
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    prompt, encoded = encode_prompt(tokenizer, messages[:-1]), encode(tokenizer, messages)
+    assert prompt == tokenizer(asked, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(encoded.input_ids) == text.rstrip("\n")
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert encoded.answers == [(len(prompt), len(encoded.input_ids))]
+
+
+def test_a_template_that_rewrites_is_known(tokenizer, tiny):
+    assert learns_every_answer(tokenizer)
+    tokenizer.chat_template = THINKS
+    assert not learns_every_answer(tokenizer)
+
+
+def test_a_template_whose_prompt_is_not_what_its_answer_follows_is_refused_in_training_alone(tokenizer):
+    tokenizer.chat_template = TEMPLATES["header"].replace("assistant\n\n{% endif", "assistant\n\n<think>{% endif")
+    messages = messages_of((None, [("a", "b"), ("c", "d")]))
+    with pytest.raises(UserError, match="another prompt than the one that its answer follows"):
+        encode(tokenizer, messages)
+    assert tokenizer.decode(encode_prompt(tokenizer, messages[:-1])).count("<|im_start|>") == 4
 
 
 def test_a_tokenizer_without_a_template_is_refused(tokenizer):

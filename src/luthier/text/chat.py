@@ -132,14 +132,32 @@ def writes_calls(tokenizer: Any) -> bool:
         return False
 
 
+def learns_every_answer(tokenizer: Any) -> bool:
+    """Tell whether of a conversation with several answers each is learnt: not if the template rewrites earlier turns."""
+    asked: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        return len(encode(tokenizer, asked + asked).answers) == 2
+    except (TemplateError, UserError):  # told where it matters: of the rows themselves
+        return True
+
+
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Return the tokens after which the assistant's answer begins.
 
-    They equal the tokens that stand before the first supervised one in `encode` of the whole conversation.
+    They equal the tokens that stand before the last supervised run in `encode` of the whole conversation.
+
+    Raises:
+        jinja2.TemplateError: if the template refuses the conversation.
     """
-    pieces = encode(tokenizer, messages).input_ids if any(m["role"] == "assistant" for m in messages) else []
-    done = "" if not pieces else _finished(tokenizer, messages)
-    return pieces + _ids(tokenizer, _text(tokenizer, messages, ask=True).removeprefix(done))
+    text = _text(tokenizer, messages, ask=True)
+    if all(message["role"] != "assistant" for message in messages):
+        return _ids(tokenizer, text)
+    try:
+        done, pieces = _finished(tokenizer, messages), encode(tokenizer, messages).input_ids
+    except (TemplateError, UserError):  # training would leave this out; what is asked can be answered nevertheless
+        return _ids(tokenizer, text)
+    # a template that rewrote the earlier turns has no pieces in common with what was learnt of them
+    return pieces + _ids(tokenizer, text.removeprefix(done)) if text.startswith(done) else _ids(tokenizer, text)
 
 
 def _finished(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -159,10 +177,12 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
     The text is cut where an answer begins and ends and the pieces are tokenised apart, so the tokens of a prompt are
     the same whether an answer follows (training) or not (generation), whatever merges the tokenizer has. It works for
     templates without `{% generation %}`. Masks go by position, never by token id: padding may equal the end marker.
+    Where a template rewrites earlier turns when later ones follow, as Qwen3's takes out their thoughts, no text holds the
+    earlier answers as they are asked for: only those from the last rewriting on are learnt.
     A text without any other turn is no conversation: it is tokenised as it stands, with the end of a sequence after it.
 
     Raises:
-        UserError: if the template rewrites earlier turns when later ones follow, so that no cut is exact.
+        UserError: if the prompt of an answer is not what the text with the answer begins with, so that no cut is exact.
         jinja2.TemplateError: if the template refuses a conversation, such as one with a system turn.
     """
     befores, afters, owners = [], [], []
@@ -177,13 +197,20 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
                 befores.append(shielded[:turn])
                 afters.append(shielded[: turn + 1])
                 owners.append(number)
-    done, last = "", -1
+    done, last, first = "", -1, 0
     asked, answered = _texts(tokenizer, befores, ask=True), _texts(tokenizer, afters, ask=False)
     for number, before, whole in zip(owners, asked, answered, strict=True):
-        done = done if number == last else ""
+        if number != last:
+            done, first = "", len(pieces)
         after = whole.rstrip("\n")
-        if not (before.startswith(done) and after.startswith(before)):
-            raise UserError("The chat template rewrites earlier turns: the answer cannot be told from the prompt.")
+        if not after.startswith(before):
+            raise UserError(
+                "The chat template writes another prompt than the one that its answer follows: the answer cannot be told from the "
+                "prompt. Choose another model.base."
+            )
+        if not before.startswith(done):
+            del pieces[first:]
+            done = ""
         pieces += [(number, before.removeprefix(done), False), (number, after.removeprefix(before), True)]
         done, last = after, number
     found = [Encoded([], []) for _ in conversations]

@@ -1,5 +1,6 @@
 """Turn conversations into tokens with a mask over what is to be learnt; count what does not fit."""
 
+import logging
 import pickle
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.records import DROPPED, EXAMPLE
 from luthier.shards import Shards, write_table
-from luthier.text.chat import Encoded, check_template, encode_all, writes_calls
+from luthier.text.chat import Encoded, check_template, encode_all, learns_every_answer, writes_calls
 from luthier.text.prepare import Message
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 1024
 
@@ -129,6 +132,10 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
     """
     tokenizer = load_tokenizer(base)
     check_template(tokenizer)
+    if not learns_every_answer(tokenizer):
+        logger.info(
+            "The base model's chat template rewrites earlier turns: of a conversation with several answers only the last is learnt."
+        )
     decides = {"base": base.identity, "parameters": parameters.model_dump()}
     # the tokenizer itself travels: to load one takes a worker seconds, most of them for the models' code around it
     shared = {"packed_tokenizer": pickle.dumps(tokenizer), "parameters": parameters}
