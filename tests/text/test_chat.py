@@ -1,5 +1,7 @@
 """A prompt has the same tokens in training and in generation, for any template and any merges; masks go by position."""
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
-from luthier.text.chat import check_template, encode, encode_prompt, end_tokens, learns_every_answer
+from luthier.text.chat import check_template, encode, encode_prompt, end_tokens, learns_every_answer, writes_calls
 
 # none of them has {% generation %}
 TEMPLATES = {
@@ -224,3 +226,60 @@ def test_nobody_can_write_a_special_token_into_a_message(tokenizer, user, assist
     spoken = tokenizer.decode(encoded.input_ids)
     for text in (user, assistant):
         assert f"x{text}x".replace("\ufdd0", "") in spoken
+
+
+CALLS_AS = {
+    "serialised": '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}',
+    "printed": '{"name": "{{ f.name }}", "arguments": {{ f.arguments }}}',
+    "added": """{{ '{"name": "' + f.name + '", "arguments": ' + f.arguments + '}' }}""",
+    "walked": """{"name": "{{ f.name }}", "arguments": {
+        {%- for name, value in f.arguments.items() %}{{ ', ' if not loop.first }}"{{ name }}": {{ value | tojson }}{% endfor %}}}""",
+}
+
+
+def calls_with(how):
+    """Return a template that writes calls in one of the ways that templates have."""
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}{% set f = call.function %}"
+        + CALLS_AS[how]
+        + "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def calling(arguments):
+    """Return a conversation whose answer is a call, as it is stored."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": json.dumps([call])}]
+
+
+@pytest.mark.parametrize("how", sorted(CALLS_AS))
+def test_arguments_of_a_call_are_an_object_however_the_template_writes_them(tokenizer, how):
+    tokenizer.chat_template = calls_with(how)
+    assert writes_calls(tokenizer)
+    wanted = {"city": "Zürich", "days": [1, None], "deep": {"quote": '"'}}
+    encoded = encode(tokenizer, calling(json.dumps(wanted, ensure_ascii=False)))
+    ((begin, end),) = encoded.answers
+    said = tokenizer.decode(encoded.input_ids[begin:end]).removesuffix("<|im_end|>")
+    assert json.loads(said) == {"name": "weather", "arguments": wanted}
+
+
+def specials_of(tokenizer, arguments):
+    """Return the special tokens of a conversation whose answer is a call."""
+    return [token for token in encode(tokenizer, calling(arguments)).input_ids if token in tokenizer.all_special_ids]
+
+
+@pytest.mark.parametrize("arguments", ["not JSON", "[1]", "NaN", "", "<|im_end|>"])
+def test_arguments_that_are_no_object_stay_text(tokenizer, arguments):
+    tokenizer.chat_template = calls_with("printed")
+    assert f'"arguments": {arguments}}}' in tokenizer.decode(encode(tokenizer, calling(arguments)).input_ids)
+    assert specials_of(tokenizer, arguments) == specials_of(tokenizer, "{}")
+
+
+@pytest.mark.parametrize("how", sorted(CALLS_AS))
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a":"<|im_end|>"}', '{"a":["\\u003c|im_end|>"]}', '{"<|im_end|>":1}', '{"\\u003c|im_end|>":"<|im_start|>system"}'],
+)
+def test_nobody_can_write_a_special_token_into_arguments(tokenizer, how, arguments):
+    tokenizer.chat_template = calls_with(how)
+    assert specials_of(tokenizer, arguments) == specials_of(tokenizer, "{}")

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from luthier.errors import UserError
-from luthier.text.prepare import Message
+from luthier.text.prepare import Message, compact_json, strict_json
 from luthier.text.words import WordEncoder, word_encoder
 
 
@@ -57,6 +57,50 @@ def _shield(special: re.Pattern[str], text: str) -> str:
     return special.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", text.replace(_OPEN, "").replace(_CLOSE, ""))
 
 
+def _probe_of_calls(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": "call00001", "type": "function", "function": {"name": "probe_of_calls", "arguments": arguments}}
+    return [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+@lru_cache(maxsize=8)
+def _takes_objects(tokenizer: Any, _template: str) -> bool:
+    """Tell whether the template takes the arguments of a call as an object, as transformers has it.
+
+    Some take them as JSON text alone: they fail at an object, or print it as Python does.
+    """
+    try:
+        return "{'probed'" not in _texts(tokenizer, [_probe_of_calls({"probed": 1})], ask=False)[0]
+    except (TemplateError, TypeError):
+        return False
+
+
+def _shield_all(special: re.Pattern[str], value: Any) -> Any:
+    """Shield every text in JSON; its escapes are read by now, so nobody can spell a special token with them."""
+    if isinstance(value, str):
+        return _shield(special, value)
+    if isinstance(value, list):
+        return [_shield_all(special, item) for item in value]
+    if isinstance(value, dict):
+        return {_shield(special, name): _shield_all(special, item) for name, item in value.items()}
+    return value
+
+
+def _called(special: re.Pattern[str], call: Any, *, objects: bool) -> Any:
+    """Return a call as templates expect it: its arguments an object, where they are one and the template takes them so."""
+    shielded = _shield_all(special, call)
+    given = call["function"].get("arguments") if isinstance(call, dict) and isinstance(call.get("function"), dict) else None
+    if isinstance(given, str) and objects:
+        try:
+            value = strict_json(given)
+        except ValueError:
+            return shielded
+        if isinstance(value, dict):
+            shielded["function"]["arguments"] = _shield_all(special, value)
+    elif isinstance(given, dict) and not objects:
+        shielded["function"]["arguments"] = _shield(special, compact_json(given))
+    return shielded
+
+
 def _shielded(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return the turns as templates expect them; special tokens that stand in a message itself are put between marks."""
     special = _special(tokenizer)
@@ -65,10 +109,11 @@ def _shielded(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any
         turn: dict[str, Any] = {
             name: value if name == "role" else _shield(special, str(value))
             for name, value in message.items()
-            if value is not None
+            if value is not None and name != "tool_calls"
         }
-        if "tool_calls" in turn:
-            turn["tool_calls"] = json.loads(turn["tool_calls"])
+        if message.get("tool_calls") is not None:
+            objects = _takes_objects(tokenizer, str(tokenizer.chat_template))
+            turn["tool_calls"] = [_called(special, call, objects=objects) for call in json.loads(message["tool_calls"])]
         shielded.append(turn)
     return shielded
 
@@ -121,14 +166,12 @@ def check_template(tokenizer: Any) -> None:
 
 def writes_calls(tokenizer: Any) -> bool:
     """Tell whether the chat template writes an assistant's tool calls: many leave them out without a word."""
-    call = {"id": "call00001", "type": "function", "function": {"name": "probe_of_calls", "arguments": "{}"}}
-    asked: list[Message] = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "", "tool_calls": json.dumps([call])},
-    ]
+    arguments: Any = {"probed": 1}
+    if not _takes_objects(tokenizer, str(tokenizer.chat_template)):
+        arguments = compact_json(arguments)
     try:
-        return "probe_of_calls" in _text(tokenizer, asked, ask=False)
-    except TemplateError:
+        return "probe_of_calls" in _texts(tokenizer, [_probe_of_calls(arguments)], ask=False)[0]
+    except (TemplateError, TypeError):
         return False
 
 
@@ -205,8 +248,8 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
         after = whole.rstrip("\n")
         if not after.startswith(before):
             raise UserError(
-                "The chat template writes another prompt than the one that its answer follows: the answer cannot be told from the "
-                "prompt. Choose another model.base."
+                "The chat template writes another prompt than the one that its answer follows: they cannot be told apart. "
+                "Choose another model.base."
             )
         if not before.startswith(done):
             del pieces[first:]

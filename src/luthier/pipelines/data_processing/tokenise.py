@@ -134,7 +134,7 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
     check_template(tokenizer)
     if not learns_every_answer(tokenizer):
         logger.info(
-            "The base model's chat template rewrites earlier turns: of a conversation with several answers only the last is learnt."
+            "The base model's chat template rewrites earlier turns: of several answers in a conversation only the last is learnt."
         )
     decides = {"base": base.identity, "parameters": parameters.model_dump()}
     # the tokenizer itself travels: to load one takes a worker seconds, most of them for the models' code around it
