@@ -34,7 +34,7 @@ from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
 from luthier.serving.api.chat import ChatRequest, parse_chat
 from luthier.serving.api.completion import DONE, Envelope, TokenLogprob, error_event, event, usage
-from luthier.serving.api.errors import ApiError, bad_key, internal, invalid
+from luthier.serving.api.errors import ApiError, bad_key, internal, invalid, without_places
 from luthier.serving.engines.batching import BatchingEngine, Event, Failed, TextPiece, Ticket
 from luthier.serving.engines.sampling import Sampling
 from luthier.serving.engines.worker_protocol import Failure, Progress, Ready, WorkerSettings
@@ -125,11 +125,17 @@ def _understood(loaded: Loaded, asked: ChatRequest) -> tuple[list[int], Sampling
     """Return the prompt, and how it is to be answered. A new schema is compiled here, which takes a while.
 
     Raises:
-        ApiError: if the prompt leaves no room for an answer, or the schema cannot be a constraint.
+        ApiError: if the chat template refuses the conversation, or the schema cannot be a constraint.
     """
+    from jinja2 import TemplateError
+
     from luthier.text.chat import encode_prompt
 
-    prompt = encode_prompt(loaded.tokenizer, asked.turns())
+    try:
+        prompt = encode_prompt(loaded.tokenizer, asked.turns())
+    except TemplateError as error:  # such as of two turns of the user's in a row
+        told = without_places(str(error)).rstrip(".")
+        raise invalid(f"messages: the model's chat template refuses them: {told}.", "messages") from None
     schema = _schema(asked)
     try:
         constraint = None if schema is None else loaded.constraint(canonical_json(schema))
