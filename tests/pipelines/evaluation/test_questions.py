@@ -10,7 +10,7 @@ from sharp import folders_in, with_template
 from luthier.configuration import DataParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
-from luthier.pipelines.evaluation.nodes import prepare_questions
+from luthier.pipelines.evaluation.nodes import answer_with_baselines, prepare_questions
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, make_questions, spell_calls
 from luthier.pipelines.evaluation.robustness import Robustness
@@ -137,6 +137,26 @@ def test_the_right_answer_of_a_call_is_what_the_template_writes(tmp_path):
     assert spelt[1] == [asked, {"role": "assistant", "content": '<tool_call>weather {"city":"Paris"}</tool_call>'}]
     tokenizer = load_tokenizer(base)
     assert encode(tokenizer, spelt[1]).input_ids == encode(tokenizer, calling).input_ids
+
+
+def test_a_call_that_the_template_refuses_is_left_out_of_everything(tmp_path, monkeypatch):
+    """As Mistral's refuses the ids of others: such a record became no example, so nobody is asked it, or learns from it."""
+    refusing = (
+        "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('ids have 9 letters') }}{% endif %}" + WRITES_CALLS[29:]
+    )
+    base = with_template(resolve_base(TINY, folders_in(tmp_path)), tmp_path / "refusing", refusing)
+    monkeypatch.setattr("luthier.pipelines.evaluation.nodes.resolve_base", lambda *_: base)
+    rows = [tables.record(f"message {number}", "x", f"r{number}") for number in range(16)]
+    for row in rows[:4]:
+        row["messages"][-1] |= {"content": "", "tool_calls": CALLS}
+    records = tables.split_records(rows)
+    examples = tables.shards([{"id": f"r{number}"} for number in range(4, 16)], tables.pa.schema([("id", tables.pa.string())]))
+    data = DataParameters(path="x.jsonl", user="{{ body }}", assistant="{{ answer }}")
+    settings = SETTINGS.model_dump(mode="json")
+    parameters = EvaluationParameters(champion=None)
+    questions, _ = prepare_questions(records, examples, settings, {}, data, TINY, parameters, folders_in(tmp_path), 0)
+    answers = answer_with_baselines(records, examples, questions, TINY, folders_in(tmp_path))
+    assert set(answers["answer"]) == {"x"}
 
 
 def test_an_empty_system_prompt_is_none():

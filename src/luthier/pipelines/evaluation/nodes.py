@@ -60,7 +60,7 @@ def prepare_questions(
         from luthier.constrained import check_schema
 
         check_schema(answer_schema, "evaluation.constrain", "data.answer_schema")
-    table = records.to_pandas(["messages", "split"])
+    table = _learnt(records, examples)
     base = resolve_base(model, folders)
     answers = _last_answers(table["messages"], base)
     chosen = tasks.choose_tasks(answers.tolist(), answer_schema, parameters.tasks)
@@ -96,15 +96,21 @@ def prepare_questions(
     return questions, plan
 
 
+def _learnt(records: Shards, examples: Shards) -> pd.DataFrame:
+    """Return messages and split of the records that became examples: what the chat template refused, no model can be asked."""
+    table = records.to_pandas(["id", "messages", "split"])
+    return table[table["id"].isin(examples.to_pandas(["id"])["id"])].reset_index(drop=True)
+
+
 def _last_answers(conversations: "pd.Series[Any]", base: Base) -> "pd.Series[Any]":
     return spell_calls(conversations, base).map(lambda messages: messages[-1]["content"])
 
 
 def answer_with_baselines(
-    records: Shards, questions: pd.DataFrame, model: ModelParameters, folders: FolderParameters
+    records: Shards, examples: Shards, questions: pd.DataFrame, model: ModelParameters, folders: FolderParameters
 ) -> pd.DataFrame:
-    """Let the majority answer and TF-IDF with logistic regression answer the same messages."""
-    table = records.to_pandas(["messages", "split"])
+    """Let the majority answer and TF-IDF with logistic regression answer the same messages; they learn what the model learns."""
+    table = _learnt(records, examples)
     train = table[table["split"] == "train"]["messages"]
     texts, answers = train.map(user_text).tolist(), _last_answers(train, resolve_base(model, folders)).tolist()
     asked = questions[questions["set"].isin(["test", "noise"])].drop(columns="messages")

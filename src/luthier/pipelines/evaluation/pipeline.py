@@ -29,7 +29,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.answer_with_baselines,
-                inputs=["split_records", "questions", "params:model", "params:folders"],
+                inputs=["split_records", "examples", "questions", "params:model", "params:folders"],
                 outputs="baseline_answers",
                 name="answer_with_baselines",
             ),
