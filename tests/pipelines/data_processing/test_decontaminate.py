@@ -109,6 +109,33 @@ def test_a_benchmark_with_the_columns_of_the_templates_may_lack_answers(tmp_path
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": LONG}]},
+        {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": LONG}]},
+        {"conversations": [{"from": "human", "value": LONG}]},
+        {"prompt": LONG, "completion": ""},
+        {"instruction": LONG, "output": ""},
+        {"prompt": LONG, "completion": "a", "label": False},
+    ],
+)
+def test_a_benchmark_of_a_known_shape_may_lack_answers(tmp_path, row):
+    (tmp_path / "bench.jsonl").write_text(json.dumps(row) + "\n")
+    rows = [record(LONG, "a", "train"), record(OTHER, "b", "test")]
+    kept, found = run(rows, ("train", "test"), ("bench.jsonl",), tmp_path)
+    assert kept == {"test"}
+    assert not found["train"]["same_answer"]
+
+
+def test_items_that_are_not_compared_are_told(tmp_path, caplog):
+    lines = [json.dumps({"messages": [{"role": "user", "content": LONG}]}), "not json", '{"messages": []}']
+    (tmp_path / "bench.jsonl").write_text("\n".join(lines))
+    kept, _ = run([record(LONG, "a", "train"), record(OTHER, "b", "test")], ("train", "test"), ("bench.jsonl",), tmp_path)
+    assert kept == {"test"}
+    assert "bench.jsonl: 2 of its items are not compared, such as line 2: " in caplog.text
+
+
+@pytest.mark.parametrize(
     ("name", "told"),
     [
         ("missing.jsonl", "there is no file missing"),
@@ -116,6 +143,7 @@ def test_a_benchmark_with_the_columns_of_the_templates_may_lack_answers(tmp_path
         ("odd.jsonl", "odd.jsonl: none of the known shapes fits half of 1 sampled rows"),
         ("empty.jsonl", "empty.jsonl: there is no row that could be read"),
         ("not.parquet", "not.parquet cannot be read as parquet"),
+        ("silent.jsonl", "silent.jsonl: none of its 2 items asks anything, such as line 1: nothing is asked"),
     ],
 )
 def test_what_is_wrong_with_a_benchmark_is_told_with_its_own_parameter(tmp_path, name, told):
@@ -123,6 +151,7 @@ def test_what_is_wrong_with_a_benchmark_is_told_with_its_own_parameter(tmp_path,
     (tmp_path / "odd.jsonl").write_text('{"stem": "x", "options": ["a"]}\n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "not.parquet").write_text("x")
+    (tmp_path / "silent.jsonl").write_text('{"messages": [{"role": "system", "content": "x"}]}\n' * 2)
     with pytest.raises(UserError, match=re.escape(told)) as caught:
         run([record("a"), record("b")], ("train", "test"), (name,), tmp_path)
     assert str(caught.value).startswith("data_processing.decontaminate.benchmarks: ")

@@ -6,6 +6,7 @@ record of which most is known is dropped.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from luthier.artefacts import hash_of, hash_of_file
 from luthier.configuration import FolderParameters
+from luthier.errors import UserError
 from luthier.executors import Executor, Task
 from luthier.pipelines.data_processing import shapes
 from luthier.pipelines.data_processing.messages import turns, user_texts
@@ -28,6 +30,9 @@ from luthier.records import CONTAMINATED, user_text
 from luthier.shards import Shards, write_table
 from luthier.text.code_points import Lookup, code_points
 from luthier.text.prepare import Message, PromptSettings, RowError, columns_of_template, prepare, rendered
+from luthier.text.rows import asked
+
+logger = logging.getLogger(__name__)
 
 Hashes = NDArray[np.uint64]
 BENCHMARKS = "data_processing.decontaminate.benchmarks"
@@ -76,7 +81,8 @@ def grams(text: str, size: int) -> Hashes:
 
 
 def _answer(messages: Sequence[Any]) -> str:
-    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "assistant"), "")
+    """Return the answer that a conversation ends with; that of a mere question is empty, whatever was said before it."""
+    return str(messages[-1]["content"]) if messages[-1]["role"] == "assistant" else ""
 
 
 def reference_shard(out: Path, file: Path, size: int) -> None:
@@ -88,30 +94,45 @@ def reference_shard(out: Path, file: Path, size: int) -> None:
 
 
 def reference_file(out: Path, location: str, shown: str, size: int, settings: PromptSettings, key: str) -> None:
-    """Write the runs of a benchmark's questions, prepared as the records are: else none that names somebody is found."""
-    read_rows = ((line, *as_json(row, error)) for line, row, error in read(location, "auto", shown, BENCHMARKS))
+    """Write the runs of a benchmark's questions, prepared as the records are: else none that names somebody is found.
+
+    Raises:
+        UserError: if nothing of the benchmark can be compared.
+    """
+    read_rows = [(line, *as_json(row, error)) for line, row, error in read(location, "auto", shown, BENCHMARKS)]
     rows = [(line, json.loads(text)) for line, text, error in read_rows if not error]
+    skipped = [f"line {line}: {error}" for line, _, error in read_rows if error]
     columns = columns_of_template(settings.user) if settings.user else frozenset[str]()
     shape = shapes.recognise([row for _, row in rows[:200]], columns, f"{BENCHMARKS}: {shown}", RENAME)
     names, texts = [], []
     for line, row in rows:
         try:
             said, _ = prepare(_asked(row, shape, settings), settings, key)
-        except RowError:
+        except RowError as error:
+            skipped.append(f"line {line}: {error}")
             continue
         names.append(f"{shown}:{line}")
         texts.append((user_text(said), _answer(said)))
+    if not names:
+        raise UserError(
+            f"{BENCHMARKS}: {shown}: none of its {len(skipped):,} items asks anything, such as {skipped[0]}. {RENAME}"
+        )
+    (out / "skipped.json").write_text(json.dumps(skipped), encoding="utf-8")
     _write_references(out, names, texts, size)
 
 
 def _asked(row: dict[str, Any], shape: shapes.Shape, settings: PromptSettings) -> list[Message]:
-    """Return the turns of a benchmark's item; where the templates find no answer, a question alone will do."""
-    if shape != "template":
-        return shapes.to_conversation(row, shape).messages
+    """Return the turns of a benchmark's item; where there is no answer, a question alone will do."""
     try:
-        return rendered(row, settings)
+        return rendered(row, settings) if shape == "template" else shapes.to_conversation(row, shape).messages
     except RowError:
-        return rendered(row, settings.model_copy(update={"assistant": None}))
+        return rendered(row, settings.model_copy(update={"assistant": None})) if shape == "template" else asked(row)
+
+
+def _tell_skipped(shown: str, folder: Path) -> None:
+    skipped = json.loads((folder / "skipped.json").read_text(encoding="utf-8"))
+    if skipped:
+        logger.warning("%s: %s of its items are not compared, such as %s.", shown, f"{len(skipped):,}", skipped[0])
 
 
 def _write_references(out: Path, names: Sequence[str], texts: Sequence[tuple[str, str]], size: int) -> None:
@@ -229,7 +250,7 @@ def decontaminate(
         the records that stay, and a table of all findings (schema `records.CONTAMINATED`).
 
     Raises:
-        UserError: if a benchmark cannot be read.
+        UserError: if a benchmark cannot be read, or asks nothing.
     """
     own = [
         Task({"input": sha256, "words": parameters.words}, {"file": file, "size": parameters.words})
@@ -246,7 +267,10 @@ def decontaminate(
             arguments = {"location": location, "shown": shown, "size": parameters.words, "settings": settings, "key": key}
             tasks.append(Task({"input": sha256, "shown": shown, "words": parameters.words} | prepared, arguments))
             against.append(path)
-    sets += executor.map("benchmark_references", reference_file, tasks)
+    benchmarks = executor.map("benchmark_references", reference_file, tasks)
+    for task, folder in zip(tasks, benchmarks, strict=True):
+        _tell_skipped(task.arguments["shown"], folder)
+    sets += benchmarks
     index = _index(sets, executor)
     # the sets by name too: answers and names of items are not in the index
     decides = {
