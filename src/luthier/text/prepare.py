@@ -246,6 +246,10 @@ def scrub_message(message: Message, settings: PromptSettings, key: str) -> tuple
     return scrub_messages([message], settings, key)[0]
 
 
+SCRUBBED = ("content", "tool_calls", "name")
+"""Of a turn, what may hold personal data."""
+
+
 def scrub_messages(messages: Sequence[Message], settings: PromptSettings, key: str) -> list[tuple[Message, dict[str, str]]]:
     """Take personal data out of turns, of one conversation or many: all at once is several times faster.
 
@@ -260,7 +264,7 @@ def scrub_messages(messages: Sequence[Message], settings: PromptSettings, key: s
     for number, message in enumerate(messages):
         if message["role"] == "system" and message["content"] == settings.system:
             continue
-        for name in ("content", "tool_calls"):
+        for name in SCRUBBED:
             text = str(message.get(name) or "")
             if message["role"] == "assistant" and text[:1] in ("{", "["):
                 _put(done, number, name, *scrub_text(text, settings.scrub, key))
@@ -280,7 +284,10 @@ def _put(done: list[tuple[Message, dict[str, str]]], number: int, name: str, tex
 
 
 def scrub_text(text: str, settings: ScrubSettings, key: str) -> tuple[str, dict[str, str]]:
-    """Scrub a text; in JSON its strings, so that it stays JSON, but for the fields that are to be extracted."""
+    """Scrub a text; in JSON its strings, names of fields and whole numbers, but for the fields that are to be extracted.
+
+    It stays JSON: a number that is taken out becomes a string.
+    """
     found: dict[str, str] = {}
     if text[:1] in ("{", "["):
         try:
@@ -295,16 +302,31 @@ def scrub_text(text: str, settings: ScrubSettings, key: str) -> tuple[str, dict[
 
 def _scrub_json(value: Any, settings: ScrubSettings, key: str, found: dict[str, str]) -> Any:
     if isinstance(value, str):
-        # a model's finding may run over quotes: JSON in a string, as in tool calls, is scrubbed as JSON too
-        text, values = scrub_text(value, settings, key) if settings.presidio else scrub(value, key, settings.kinds, settings.keep)
+        # JSON in a string, as in tool calls, is scrubbed as JSON too
+        text, values = scrub_text(value, settings, key)
         found.update(values)
         return text
+    if isinstance(value, int) and not isinstance(value, bool):
+        text = _scrub_by_patterns(str(value), settings, key, found)
+        return value if text == str(value) else text
     if isinstance(value, list):
         return [_scrub_json(item, settings, key, found) for item in value]
     if isinstance(value, dict):
-        kept = settings.extraction_fields
-        return {name: item if name in kept else _scrub_json(item, settings, key, found) for name, item in value.items()}
+        scrubbed = {}
+        for name, item in value.items():
+            if name in settings.extraction_fields:
+                scrubbed[name] = item
+            else:
+                scrubbed[_scrub_by_patterns(name, settings, key, found)] = _scrub_json(item, settings, key, found)
+        return scrubbed
     return value
+
+
+def _scrub_by_patterns(text: str, settings: ScrubSettings, key: str, found: dict[str, str]) -> str:
+    """Scrub a number or the name of a field: a model that looks for people's names would take many a field's for one."""
+    scrubbed, values = scrub(text, key, settings.kinds, settings.keep)
+    found.update(values)
+    return scrubbed
 
 
 def prepare(messages: Sequence[Message], settings: PromptSettings, key: str = "") -> tuple[list[Message], dict[str, str]]:

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import record, records, serial
@@ -107,6 +108,40 @@ def test_tool_calls_are_scrubbed_and_stay_json():
     found = run(scrub_shard, [record("u", "a") | {"messages": messages}], settings=SETTINGS, key="k")
     (call,) = json.loads(found["records"][0]["messages"][1]["tool_calls"])
     assert json.loads(call["function"]["arguments"])["to"].startswith("<EMAIL_")
+
+
+CARD = 4111111111111111
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_names_of_fields_and_numbers_of_json_are_scrubbed_and_it_stays_json(nested):
+    said = {
+        "card": CARD,
+        "ann@shop.example": 1,
+        "mail": CARD,
+        "total": 12,
+        "share": 0.12345678,
+        "ok": True,
+        "deep": [{"c": CARD}],
+    }
+    answer = json.dumps({"arguments": json.dumps(said)} if nested else said)
+    found = run(scrub_shard, [record("u", answer)], settings=SETTINGS, key="k")
+    scrubbed = json.loads(found["records"][0]["messages"][1]["content"])
+    scrubbed = json.loads(scrubbed["arguments"]) if nested else scrubbed
+    card = scrubbed["card"]
+    assert card.startswith("<CARD_")
+    (mail,) = (name for name in scrubbed if name not in said)
+    assert mail.startswith("<EMAIL_")
+    rest = {"mail": CARD, "total": 12, "share": 0.12345678, "ok": True}  # `mail` is to be extracted
+    assert scrubbed == {"card": card, mail: 1, "deep": [{"c": card}]} | rest
+    assert {row["what"] for row in found["changed"]} == {"card, email"}
+
+
+def test_the_name_of_who_speaks_is_scrubbed():
+    row = record("hi", "ok")
+    row["messages"][0]["name"] = "ann@shop.example"
+    found = run(scrub_shard, [row], settings=SETTINGS, key="k")
+    assert found["records"][0]["messages"][0]["name"].startswith("<EMAIL_")
 
 
 def test_without_settings_nothing_is_scrubbed_and_the_key_decides_the_names():

@@ -11,7 +11,7 @@ from luthier.pipelines.data_processing.messages import replace_messages, replace
 from luthier.records import CHANGED
 from luthier.shards import write_table
 from luthier.text.pii import PLACEHOLDER, might_hold
-from luthier.text.prepare import PromptSettings, scrub_messages, scrub_text
+from luthier.text.prepare import SCRUBBED, PromptSettings, scrub_messages, scrub_text
 
 AROUND = 60
 
@@ -23,7 +23,7 @@ def scrub_shard(out: Path, file: Path, settings: PromptSettings, key: str) -> No
         write_table(whole, out / "records.parquet")
         write_table(CHANGED.empty_table(), out / "changed.parquet")
         return
-    rows = rows_with(whole, might_hold, ("content", "tool_calls"))
+    rows = rows_with(whole, might_hold, SCRUBBED)
     rows |= np.asarray(might_hold(whole.column("meta").combine_chunks()))
     if settings.scrub.presidio is not None:  # a model may find something in any text
         rows[:] = True
