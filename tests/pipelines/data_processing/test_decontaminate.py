@@ -10,10 +10,12 @@ from tables import record, serial, split_records
 
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
+from luthier.executors import Executor
 from luthier.pipelines.data_processing.decontaminate import decontaminate, grams
 from luthier.pipelines.data_processing.parameters import Decontaminate
 from luthier.records import CONTAMINATED, user_text
 from luthier.text.prepare import PromptSettings, ScrubSettings, conversation
+from luthier.text.presidio import PresidioSettings
 
 LONG = "the kettle that I bought from you in May has begun to leak at the base whenever it boils and I would like a new one"
 KEY = "a key"
@@ -133,6 +135,21 @@ def test_items_that_are_not_compared_are_told(tmp_path, caplog):
     kept, _ = run([record(LONG, "a", "train"), record(OTHER, "b", "test")], ("train", "test"), ("bench.jsonl",), tmp_path)
     assert kept == {"test"}
     assert "bench.jsonl: 2 of its items are not compared, such as line 2: " in caplog.text
+
+
+def test_a_benchmark_is_prepared_anew_by_another_version_of_the_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setattr("luthier.text.prepare.load_recognizer", lambda _: None)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": LONG, "completion": "a"}) + "\n")
+    meta = tmp_path / "pipeline/meta.json"
+    meta.parent.mkdir()
+    prompt = PromptSettings(scrub=ScrubSettings(presidio=PresidioSettings(model=str(meta.parent))))
+    folders = FolderParameters(root=str(tmp_path), base_models="", shards="", work="")
+    for number, version in enumerate(("1", "1", "2")):
+        meta.write_text(version)
+        table = split_records([record(OTHER), record("b")], ("train", "test"), 50_000)
+        executor = Executor(tmp_path / "work", "serial")
+        decontaminate(table, Decontaminate(benchmarks=("bench.jsonl",)), prompt, KEY, folders, executor)
+        assert len(list((tmp_path / "work/benchmark_references").iterdir())) == (2 if number == 2 else 1)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from luthier.records import CONTAMINATED, user_text
 from luthier.shards import Shards, write_table
 from luthier.text.code_points import Lookup, code_points
 from luthier.text.prepare import Message, PromptSettings, RowError, columns_of_template, prepare, rendered
+from luthier.text.presidio import pipeline_version
 from luthier.text.rows import asked
 
 logger = logging.getLogger(__name__)
@@ -259,11 +260,13 @@ def decontaminate(
     sets = executor.map("test_references", reference_shard, own)
     against = ["test split"] * len(sets)
     tasks = []
+    prepared = {"settings": settings.model_dump(mode="json"), "key": hash_of([key])}
+    if settings.scrub and settings.scrub.presidio:
+        prepared["pipeline"] = pipeline_version(settings.scrub.presidio.model)
     for path in parameters.benchmarks:
         for location in find_files(path, folders, BENCHMARKS):
             sha256, _ = fingerprint(location, BENCHMARKS)
             shown = location.removeprefix(folders.root + "/")
-            prepared = {"settings": settings.model_dump(mode="json"), "key": hash_of([key])}
             arguments = {"location": location, "shown": shown, "size": parameters.words, "settings": settings, "key": key}
             tasks.append(Task({"input": sha256, "shown": shown, "words": parameters.words} | prepared, arguments))
             against.append(path)
