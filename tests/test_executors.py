@@ -9,6 +9,7 @@ import sys
 import time
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -179,6 +180,24 @@ def test_an_error_is_told_and_finished_tasks_stay(tmp_path, backend):
 def test_a_worker_that_is_killed_is_an_error_in_plain_words(tmp_path):
     with pytest.raises(UserError, match="a worker was killed"):
         Executor(tmp_path, "process", 2).map("step", kill_myself, [Task({"n": n}) for n in range(2)])
+
+
+@pytest.mark.parametrize("error", ["OutOfMemoryError", "WorkerCrashedError", "NodeDiedError"])
+def test_a_ray_task_whose_worker_is_killed_is_an_error_in_plain_words(tmp_path, monkeypatch, error):
+    import ray
+
+    kinds = {"OutOfMemoryError": ("memory",), "WorkerCrashedError": (), "NodeDiedError": ("gone",)}
+
+    def lost(_):
+        raise getattr(ray.exceptions, error)(*kinds[error])
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=lambda *_: object()))
+    monkeypatch.setattr(ray, "wait", lambda running: (running[:1], running[1:]))
+    monkeypatch.setattr(ray, "get", lost)
+    monkeypatch.setattr(ray, "cancel", lambda *_, **__: None)
+    with pytest.raises(UserError, match="a worker was killed"):
+        Executor(tmp_path, "ray", 2).map("step", kill_myself, [Task({"n": n}) for n in range(2)])
 
 
 def test_old_results_are_forgotten_and_used_ones_are_not(tmp_path):

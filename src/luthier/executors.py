@@ -253,6 +253,10 @@ class _Workers:
 
 
 _WORKERS = _Workers()
+_KILLED = (
+    "a worker was killed, most often because memory ran out: give data_processing.executor fewer workers, or fewer "
+    "rows_per_shard. Run again: finished shards are kept."
+)
 
 
 def _run_in_processes(function: Callable[..., None], missing: Mapping[Path, Task], workers: int) -> Iterator[Path]:
@@ -269,10 +273,7 @@ def _run_in_processes(function: Callable[..., None], missing: Mapping[Path, Task
                     done.result()
                     yield running.pop(done)
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker was killed, most often because memory ran out: give data_processing.executor fewer workers, or fewer "
-            "rows_per_shard. Run again: finished shards are kept."
-        ) from error
+        raise UserError(_KILLED) from error
 
 
 def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], workers: int | None) -> Iterator[Path]:
@@ -305,6 +306,12 @@ def _run_on_ray(function: Callable[..., None], missing: Mapping[Path, Task], wor
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, UserError) else error
                 raise cause from None
+            except (
+                ray.exceptions.OutOfMemoryError,
+                ray.exceptions.WorkerCrashedError,
+                ray.exceptions.NodeDiedError,
+            ) as error:  # after Ray has tried again in vain
+                raise UserError(_KILLED) from error
             yield running.pop(done[0])
     finally:
         for reference in running:
