@@ -42,7 +42,7 @@ def rollback_of(version):
     return {
         "decision": "roll back",
         "why": ["It is worse.", "Much."],
-        "experiment": "shorter",
+        "experiment": "e",
         "version": version,
         "variant": "challenger",
     }
