@@ -40,6 +40,9 @@ def test_gauges_show_what_was_found(tmp_path):
     assert seen["luthier_live_quality_subjects", (("kind", "votes"), ("model_version", "1"))] == 100
     assert ("luthier_live_quality", (("kind", "labels"), ("model_version", "1"))) not in seen
     assert seen["luthier_evaluation_timestamp_seconds", ()] == datetime(2026, 3, 1, tzinfo=UTC).timestamp()
+    forgotten = {**found["live"], "versions": []}  # the log is as long as its days
+    gauges.show(lambda name: forgotten if name == "live_quality" else found[told[name]], None)
+    assert not any(name.startswith("luthier_live_quality") and labels for (name, labels) in read(gauges))
 
 
 def test_before_the_first_look_nothing_is_made_up():

@@ -88,6 +88,9 @@ class Gauges:
     def _show_quality(self, quality: Mapping[str, Any]) -> None:
         self._fallen.set(bool(quality["fallen"] and quality["fallen"]["fallen"]))
         self._too_low.set(len(quality["too_low"]) > bool(quality["fallen"] and quality["fallen"]["fallen"]))
+        # a version that the log has forgotten is shown no more
+        for gauge in (self._of, self._live, self._low):
+            gauge.clear()
         for version in quality["versions"]:
             for name, kind in _KINDS.items():
                 share, labels = version[name], (kind, str(version["version"]))

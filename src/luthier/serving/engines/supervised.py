@@ -245,9 +245,10 @@ class Supervised:
         if not self._closed:
             self._up.clear()
         if self._upstream is not None:
-            self._tokens_before += self._upstream.status().tokens_total
-            await self._upstream.close()
-            self._upstream = None
+            # at one go, or a scrape in between would count its tokens twice
+            upstream, self._upstream = self._upstream, None
+            self._tokens_before += upstream.status().tokens_total
+            await upstream.close()
         if self._process is not None:
             await _ended(self._process)
 
