@@ -102,17 +102,17 @@ class Executor:
         self._forget(step, now)
         return outs
 
-    def table(self, step: str, parts: Sequence[Path], texts: Mapping[str, str] | None = None) -> Shards:
+    def table(self, step: str, parts: Sequence[Path], texts: Mapping[str, str] | None = None, **facts: str) -> Shards:
         """Join Parquet files that tasks wrote into one table, in their order, without copying them; put texts beside them.
 
-        The table is named by the tasks' keys, and by the texts.
+        The table is named by the tasks' keys, the texts, and the facts, which its manifest tells.
         """
         texts = texts or {}
         names = [f"{part.parent.name}/{part.name}" for part in parts]
-        final = self.folder / step / f"table-{hash_of([names, dict(texts)])[:32]}"
+        final = self.folder / step / f"table-{hash_of([names, dict(texts), facts])[:32]}"
         if not is_complete(final):
             rows = sum(pq.read_metadata(part).num_rows for part in parts)
-            with suppress(FileExistsError), staged(final, rows=rows) as staging:
+            with suppress(FileExistsError), staged(final, rows=rows, **facts) as staging:
                 for number, part in enumerate(parts):
                     link(part, staging / f"part-{number:05d}.parquet")
                 for name, text in texts.items():

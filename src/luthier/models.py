@@ -182,6 +182,11 @@ def load_tokenizer(base: Base) -> Any:
     return tokenizer
 
 
+def tokenizer_identity(tokenizer: Any) -> str:
+    """Return a hash of what makes tokens of a conversation: the vocabulary and the chat template."""
+    return hash_of([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template])
+
+
 def load_model(base: Base, dtype: Any) -> Any:
     """Load the weights of a base model in the given torch dtype, on the CPU.
 

@@ -1,6 +1,8 @@
 """Every conversation becomes an example or is counted with the reason."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 from sharp import with_template
@@ -11,6 +13,8 @@ from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.pipelines.data_processing.tokenise import tokenise
+from luthier.pipelines.training.nodes import plan_training
+from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.records import EXAMPLE
 from luthier.text.chat import encode, encode_prompt, writes_calls
 
@@ -79,6 +83,23 @@ def test_nothing_left_to_train_or_to_test_on_is_told(base):
 def test_a_tokenizer_without_a_template_is_told(base, tmp_path):
     with pytest.raises(UserError, match="no chat template"):
         run(records([5, 5]), with_template(base, tmp_path / "none", None))
+
+
+def test_training_refuses_tokens_of_another_vocabulary_or_template(base, tmp_path):
+    examples, _ = tokenise(records([3, 40]), base, Tokenise(), serial())
+    home = FolderParameters(root=str(tmp_path), base_models=str(tmp_path), shards="", work=str(tmp_path / "work"))
+
+    def plan(model):
+        return plan_training(examples, ModelParameters(base=str(model.folder)), TrainingParameters(), home, seed=1)
+
+    same = tmp_path / "other weights"
+    shutil.copytree(base.folder, same)
+    assert plan(replace(base, folder=same))["examples"] == 1  # whose weights they are does not matter
+    template = load_tokenizer(base).chat_template.replace("<|im_start|>", "<|im_start|>the ")
+    other = with_template(base, tmp_path / "other template", template)
+    (other.folder / "manifest.json").unlink()  # a folder of a user's
+    with pytest.raises(UserError, match=r"are tokens of tiny:llama@\w+, whose vocabulary or chat template is another: run data"):
+        plan(other)
 
 
 CALLS = json.dumps([{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}])

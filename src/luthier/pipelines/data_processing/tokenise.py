@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from luthier.errors import UserError
 from luthier.executors import Executor, Task
-from luthier.models import Base, load_tokenizer
+from luthier.models import Base, load_tokenizer, tokenizer_identity
 from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.records import DROPPED, EXAMPLE
@@ -144,8 +144,10 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
         for file, sha256 in zip(records.files, records.hashes, strict=True)
     ]
     parts = executor.map("tokenise_records", tokenise_shard, tasks)
+    made_with = {"base": base.identity, "tokenizer": tokenizer_identity(tokenizer)}
     examples, dropped = (
-        executor.table("tokenise_records", [part / f"{name}.parquet" for part in parts]) for name in ("examples", "dropped")
+        executor.table("tokenise_records", [part / f"{name}.parquet" for part in parts], **made_with)
+        for name in ("examples", "dropped")
     )
     splits = {name for batch in examples.iter_batches(["split"]) for name in batch.column("split").to_pylist()}
     for name in sorted({"train", "test"} - splits):

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from luthier.configuration import FolderParameters, ModelParameters
+from luthier.errors import UserError
 from luthier.machine import give_back_freed_memory
-from luthier.models import ModelDirectory, resolve_base
+from luthier.models import Base, ModelDirectory, load_tokenizer, resolve_base, tokenizer_identity
 from luthier.pipelines.training import launch
 from luthier.pipelines.training.batches import Order
 from luthier.pipelines.training.mirror import Mirror
@@ -23,13 +24,31 @@ def plan_training(
     examples: Shards, model: ModelParameters, parameters: TrainingParameters, folders: FolderParameters, seed: int
 ) -> dict[str, Any]:
     """Work out and print steps, memory and time; refuse what cannot fit."""
+    base = resolve_base(model, folders)
+    _check_tokens(examples, base)
     table = examples.to_pandas()
     train = table[table["split"] == "train"]
     lengths = train["input_ids"].map(len).tolist()
     order = Order(train["id"].tolist(), train["weight"].tolist(), lengths, parameters.batch_size, seed)
-    plan = make_plan(order, lengths, train["supervised"].map(sum).tolist(), resolve_base(model, folders), parameters, seed)
+    plan = make_plan(order, lengths, train["supervised"].map(sum).tolist(), base, parameters, seed)
     logger.info("Plan: %s", describe_plan(plan))
     return plan
+
+
+def _check_tokens(examples: Shards, base: Base) -> None:
+    """Refuse examples that are tokens of another vocabulary, or of another chat template.
+
+    Raises:
+        UserError: if they are.
+    """
+    made_with = examples.manifest
+    # tables of earlier releases do not say it
+    if made_with.get("tokenizer", "") not in ("", tokenizer_identity(load_tokenizer(base))):
+        raise UserError(
+            f"model.base is {base.identity}, but the training examples are tokens of {made_with['base']}, whose vocabulary or "
+            "chat template is another: run data processing with this model.base first (kedro run --pipeline data_processing), or "
+            "write the other base."
+        )
 
 
 def train(

@@ -106,6 +106,8 @@ class Job:
         self.base: Base = resolve_base(
             ModelParameters.model_validate(job["model"]), FolderParameters.model_validate(job["folders"])
         )
+        if self.base.identity != job["base_identity"]:
+            raise UserError(f"model.base was {job['base_identity']} when this run was planned, and is {self.base.identity} now.")
         shards = Shards(Path(job["examples"]))
         self.train = make_examples(shards, "train")
         self.validation = make_examples(shards, "validation")
