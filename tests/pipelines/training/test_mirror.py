@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -99,6 +101,34 @@ def test_what_is_here_is_not_fetched_and_the_newest_two_are_kept(tmp_path, bucke
     storage.pipe_file("bucket/checkpoints/job/step-00000009/weights.safetensors", b"damaged")
     mirror.bring()
     assert (folder / "checkpoints" / "step-00000009" / "weights.safetensors").read_text() == "9"
+
+
+def test_each_checkpoint_is_sent_though_the_one_before_takes_longer_than_the_steps_between(tmp_path, bucket):
+    storage, uri = bucket
+    folder = tmp_path / "job"
+    mirror = Mirror(folder, uri)
+    slow, go_on = mirror._storage.exists, threading.Event()
+
+    def exists(path):
+        go_on.wait(60)
+        return slow(path)
+
+    mirror._storage.exists = exists
+    (folder / ".sending-killed").mkdir(parents=True)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    following = threading.Thread(target=launch._follow, args=(folder, child, print, mirror))
+    mirror.bring()
+    assert not list(folder.glob(".sending-*"))
+    following.start()
+    for step in (3, 6):
+        with staged(folder / "checkpoints" / f"step-{step:08d}", step=step) as staging:
+            (staging / "weights.safetensors").write_text(str(step))
+        jobs.wait_until(lambda: mirror._sending is not None, "the first is being sent")
+        time.sleep(0.5)  # the follower looks
+    go_on.set()
+    jobs.wait_until(lambda: "step-00000006" in copies(storage, folder), "the second is sent though no third came")
+    child.communicate(b"\n")
+    following.join()
 
 
 def test_a_copy_that_broke_off_is_completed(tmp_path, bucket):

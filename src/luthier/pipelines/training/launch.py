@@ -213,9 +213,8 @@ def _follow(folder: Path, child: subprocess.Popen[bytes], on_metrics: Callable[[
         if ended:
             return
         newest = max((path.name for path in (folder / "checkpoints").glob("step-*")), default="")
-        if mirror is not None and newest > sent:
+        if mirror is not None and newest > sent and mirror.send():
             sent = newest
-            mirror.send()
         time.sleep(0.2)
 
 

@@ -6,6 +6,7 @@ are copied there too, by a thread that holds up no step. Of a storage that is aw
 
 import logging
 import re
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from luthier.remote import get, open_storage, put
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
+_HELD = ".sending-"
 _KEPT = 2  # as on the disk
 _STEP = re.compile(r"step-\d{8}")
 
@@ -43,6 +45,8 @@ class Mirror:
         Raises:
             UserError: if the storage cannot be read: to train anew what is half done there is a decision for a person.
         """
+        for left in self._folder.glob(f"{_HELD}*"):  # by a process that was killed while it sent
+            shutil.rmtree(left, ignore_errors=True)
         here = [path.name for path in (self._folder / "checkpoints").glob("step-*") if is_complete(path)]
         try:
             there = self._names()
@@ -61,11 +65,13 @@ class Mirror:
             logger.info("Checkpoint %s is taken from %s.", name, self._path)
             return
 
-    def send(self) -> None:
-        """Copy what is new, in a thread; while one copies, nothing more is begun."""
-        if self._sending is None or not self._sending.is_alive():
-            self._sending = threading.Thread(target=self._send, name="checkpoints", daemon=True)
-            self._sending.start()
+    def send(self) -> bool:
+        """Copy what is new, in a thread; tell whether that was begun: not while one copies."""
+        if self._sending is not None and self._sending.is_alive():
+            return False
+        self._sending = threading.Thread(target=self._send, name="checkpoints", daemon=True)
+        self._sending.start()
+        return True
 
     def finish(self) -> None:
         """Copy the last one, and wait for it."""
@@ -93,7 +99,7 @@ class Mirror:
             with suppress(FileNotFoundError):  # none was written yet
                 self._storage.put_file(str(self._folder / METRICS), f"{self._path}/{METRICS}")
             # links: while it is sent, the worker may write two more and delete it
-            with TemporaryDirectory(dir=self._folder, prefix=".sending-") as held:
+            with TemporaryDirectory(dir=self._folder, prefix=_HELD) as held:
                 copy_tree(newest, Path(held))
                 link(newest / MANIFEST, Path(held, MANIFEST))
                 put(Path(held), self._storage, f"{self._path}/{name}")
