@@ -45,7 +45,15 @@ RECORD = pa.schema(
 
 ORIGIN = pa.schema([("key", pa.string()), ("file", pa.string()), ("line", pa.int64())])
 
-QUARANTINED = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+QUARANTINED = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),  # may quote the row
+        ("kind", pa.string()),  # the reason without anything of the row's: what reports count
+        ("row", pa.string()),
+    ]
+)
 
 CHANGED = pa.schema(
     [

@@ -36,6 +36,16 @@ class Message(TypedDict):
 class RowError(ValueError):
     """A row that cannot become a conversation: the message says why, in the user's words."""
 
+    def __init__(self, reason: str, kind: str | None = None) -> None:
+        """Say why, and under what it is counted.
+
+        Args:
+            reason: may quote the row.
+            kind: the same without anything of the row's, for reports, which others read; None if the reason quotes nothing.
+        """
+        super().__init__(reason)
+        self.kind = reason if kind is None else kind
+
 
 class ScrubSettings(BaseModel):
     """What is taken out of prompts and answers."""
@@ -175,15 +185,15 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         name = _column_to_blame(_compile(template), row, error.value)
         what = {"NoneType": "null", "dict": "an object", "list": "a list"}.get(type(error.value).__name__, f"{error.value!r}")
         hint = " (write `| string` in the template if numbers are meant)" if isinstance(error.value, int | float) else ""
-        raise RowError(f"{name} must be text, not {what}{hint}") from error
+        raise RowError(f"{name} must be text, not {what}{hint}", f"{name} must be text") from error
     except UndefinedError as error:
         missing = re.search(r"'(\w+)' is undefined", str(error))
         if missing:
             name = missing[1]
             raise RowError(f"has no column {name!r}{did_you_mean(name, row)}") from error
-        raise RowError(f"the template fails: {error}") from error
+        raise RowError(f"the template fails: {error}", "the template fails") from error
     except _FAILURES as error:
-        raise RowError(f"the template fails: {error}") from error
+        raise RowError(f"the template fails: {error}", "the template fails") from error
 
 
 def rendered(row: Mapping[str, Any], settings: PromptSettings) -> list[Message]:

@@ -91,7 +91,7 @@ def _calls(value: Any, where: str, *, alone: bool) -> str:
     except RowError:
         raise
     except ValueError as error:
-        raise RowError(f"{where} is not JSON: {error}") from error
+        raise RowError(f"{where} is not JSON: {error}", f"{where} is not JSON") from error
 
 
 def _content(value: Any, where: str) -> str:
@@ -111,7 +111,8 @@ def _part(part: Any, where: str) -> str:
     kind = part.get("type", "text")
     if kind not in ("text", "input_text", "output_text"):
         shown = repr(kind) if isinstance(kind, str) else kind_of(kind)
-        raise RowError(f"{where}: its content has a part of type {shown}, and only text can be read")
+        told = f"{where}: its content has a part of type {shown}, and only text can be read"
+        raise RowError(told, f"{where}: its content has a part that is no text")
     if not isinstance(part.get("text"), str):
         raise RowError(f"{where}: a part of its content has no text")
     return str(part["text"])
@@ -128,7 +129,8 @@ def _turn(turn: Any, where: str) -> Message:
         raise RowError(f"{where}: role must be text, not {kind_of(spelt)}")
     asked = spelt.strip().casefold()
     if asked not in ROLES:
-        raise RowError(f"{where}: role {spelt!r} is unknown{did_you_mean(asked, ROLES)}; known are {', '.join(ROLES)}")
+        told = f"{where}: role {spelt!r} is unknown{did_you_mean(asked, ROLES)}; known are {', '.join(ROLES)}"
+        raise RowError(told, f"{where}: its role is unknown")
     content = _first(turn, "content", "value")
     calls = ""
     if asked in _CALLS:
@@ -168,7 +170,7 @@ def listed(column: str, value: Any) -> list[Any]:
         try:
             value = strict_json(value)
         except ValueError as error:
-            raise RowError(f"{column} is text that is not JSON: {error}") from error
+            raise RowError(f"{column} is text that is not JSON: {error}", f"{column} is text that is not JSON") from error
     if not isinstance(value, list):
         raise RowError(f"{column} must be a list, not {kind_of(value)}")
     return value

@@ -146,6 +146,30 @@ def test_of_rows_with_one_id_one_stays_whatever_their_order():
     assert {record["key"] for record in again} == {record["key"] for record in good}
 
 
+SECRET = "anna@example.com"
+LEAKS = [
+    GOOD | {"answer": {"label": SECRET}},
+    GOOD | {"answer": SECRET},
+    GOOD | {"answer": {SECRET: SECRET}},
+    GOOD | {"body": 491701234567},
+    GOOD | {"id": SECRET},
+    GOOD | {"id": SECRET, "body": "again"},
+    GOOD | {"id": [SECRET]},
+]
+
+
+def test_what_is_counted_and_told_of_bad_rows_holds_nothing_of_them():
+    _, bad = check([GOOD, *LEAKS])
+    assert len(bad) == len(LEAKS) - 1  # of those with one id
+    assert any(SECRET in row["reason"] for row in bad)
+    kinds = {row["kind"] for row in bad}
+    assert not any(SECRET in kind or "4917" in kind for kind in kinds)
+    assert {"the answer breaks properties.label.enum of its schema", "its id stands in another row too"} <= kinds
+    with pytest.raises(UserError) as told:
+        check([GOOD, *LEAKS], rules=Validate(max_bad_fraction=0.1))
+    assert SECRET not in str(told.value)
+
+
 def test_a_row_that_comes_twice_is_one_record_with_two_origins():
     (record,), bad = check([GOOD, GOOD])
     assert record["lines"] == [1, 2]

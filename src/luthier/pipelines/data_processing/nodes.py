@@ -30,6 +30,7 @@ from luthier.text.presidio import pipeline_version
 from luthier.text.profile import Profile, plot
 
 logger = logging.getLogger(__name__)
+SHOWN, LONGEST = 20, 100  # reasons of a step, and characters of each, in reports
 KEY_VARIABLE = "LUTHIER_PII_KEY"
 
 
@@ -256,7 +257,7 @@ def report_data(
             "tokenise_records": _step(final, examples),
         },
         "dropped": {
-            "validate_rows": _count(quarantine, "reason")
+            "validate_rows": _count(quarantine, "kind")
             | ({"the same row again": len(origins) - len(records)} if len(origins) > len(records) else {}),
             "clean_records": _count(clean_dropped, "reason"),
             "assess_quality": _count(quality_dropped, "reason"),
@@ -282,10 +283,13 @@ def _column(table: Shards, name: str) -> list[Any]:
 
 
 def _count(table: Shards, column: str) -> dict[str, int]:
+    """Count the values of a column, the most frequent first; beyond `SHOWN` they are one."""
     counts = Counter[str]()
     for batch in table.iter_batches([column]):
-        counts.update(value[:60] for value in batch.column(column).to_pylist())
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        counts.update(value[:LONGEST] for value in batch.column(column).to_pylist())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[SHOWN:])
+    return dict(ordered[:SHOWN]) | ({"other reasons": rest} if rest else {})
 
 
 def _tokens(examples: Shards) -> dict[str, float]:

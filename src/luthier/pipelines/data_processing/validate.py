@@ -28,6 +28,7 @@ from luthier.shards import Shards, write_table
 from luthier.text.prepare import PromptSettings, RowError, columns_of_template, has_content, render, rendered, strict_json
 
 ROWS_TO_RECOGNISE = 200
+REPEATED_KIND = "its id stands in another row too"
 REPEATED = "its id {!r} stands in another row too (`data.id: null` numbers rows by content)"
 
 
@@ -115,9 +116,8 @@ class Contract:
             raise RowError("the user's message is empty")
         longest = max(len(turn["content"]) for turn in messages if turn["content"] != self.settings.system)
         if longest > self.rules.max_characters:
-            raise RowError(
-                f"the message has {longest:,} characters, more than {self.rules.max_characters:,} (validate_rows.max_characters)"
-            )
+            limit = f"more than {self.rules.max_characters:,} (validate_rows.max_characters)"
+            raise RowError(f"the message has {longest:,} characters, {limit}", f"the message has {limit} characters")
         key = key_of(source, canonical_json(row))
         return {
             "key": key,
@@ -149,11 +149,12 @@ class Contract:
         try:
             value = strict_json(answer)
         except ValueError as error:
-            raise RowError(f"the answer is not JSON: {error}") from error
+            raise RowError(f"the answer is not JSON: {error}", "the answer is not JSON") from error
         errors = sorted(self.validator.iter_errors(value), key=lambda e: [str(p) for p in e.absolute_path])
         if errors:
             told = [f"answer{''.join(f'.{p}' for p in error.absolute_path)}: {error.message}" for error in errors]
-            raise RowError("; ".join(told))
+            rules = sorted({".".join(map(str, error.absolute_schema_path)) for error in errors})
+            raise RowError("; ".join(told), f"the answer breaks {', '.join(rules)} of its schema")
 
 
 def shard_of(keys: list[str], shards: int) -> np.ndarray:
@@ -171,10 +172,11 @@ def validate_shard(out: Path, file: Path, contract: Callable[[], Contract], shar
     for entry in pq.read_table(file).to_pylist():
         try:
             if entry["error"]:
-                raise RowError(entry["error"])
+                raise RowError(entry["error"], entry["error"].partition(":")[0])
             record = judge.record(entry["source"], entry["row"])
         except RowError as error:
-            bad.append({"file": entry["file"], "line": entry["line"], "reason": str(error), "row": entry["row"]})
+            place = {"file": entry["file"], "line": entry["line"]}
+            bad.append({**place, "reason": str(error), "kind": error.kind, "row": entry["row"]})
         else:
             good.append(record)
             origins.append({"key": record["key"], "file": entry["file"], "line": entry["line"]})
@@ -220,7 +222,7 @@ def drop_repeated_ids(out: Path, folder: Path, repeated: list[int], keep: list[s
     origins = pq.read_table(folder / "origins.parquet")
     out_of = pc.is_in(origins.column("key"), pa.array(sorted(gone), pa.string()))
     bad = [
-        {"file": row["file"], "line": row["line"], "reason": REPEATED.format(ids[row["key"]]), "row": None}
+        {"file": row["file"], "line": row["line"], "reason": REPEATED.format(ids[row["key"]]), "kind": REPEATED_KIND, "row": None}
         for row in origins.filter(out_of).to_pylist()
     ]
     write_table(records.filter(pa.array(~wrong)), out / "records.parquet")
@@ -324,11 +326,11 @@ class _ContractOf:
 
 def _too_many(quarantine: Shards, total: int, rules: Validate) -> str:
     first = quarantine.head(5).to_dict(orient="records")
-    examples = "\n  ".join(f"{row['file']}:{row['line']}: {str(row['reason'])[:160]}" for row in first)
-    reasons = Counter[str]()
-    for batch in quarantine.iter_batches(["reason"]):
-        reasons.update(reason[:60] for reason in batch.column("reason").to_pylist())
-    counted = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    examples = "\n  ".join(f"{row['file']}:{row['line']}: {str(row['kind'])[:160]}" for row in first)
+    kinds = Counter[str]()
+    for batch in quarantine.iter_batches(["kind"]):
+        kinds.update(batch.column("kind").to_pylist())
+    counted = ", ".join(f"{count} x {kind[:160]}" for kind, count in kinds.most_common(3))
     return (
         f"{len(quarantine)} of {total} rows are bad, more than data_processing.validate_rows.max_bad_fraction "
         f"({rules.max_bad_fraction:.0%}) allows: the file or the templates in `data` are wrong. {counted}. The first ones:\n"
