@@ -23,6 +23,9 @@ from luthier.pipelines.data_processing.data_card import (
     spread,
 )
 from luthier.pipelines.data_processing.dataset_facts import Commit, Describe, Facts, File, Source
+from luthier.pipelines.data_processing.describe import search_for_personal_data
+from luthier.text.prepare import ScrubSettings
+from luthier.text.presidio import PresidioSettings
 
 NASTY = [
     "</script><script>alert(1)</script>",
@@ -259,3 +262,22 @@ def test_the_table_of_labels_counts_every_row(labels):
         assert sum(cells[place][0] for _, cells in rows) == sum(counts.values())
         if sum(counts.values()):
             assert sum(cells[place][1] for _, cells in rows) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("scrub", "told", "untold"),
+    [
+        (None, "Not searched for: secret, email, iban, card, national id, ip, phone, name, address.", "Replaced"),
+        (ScrubSettings(), "Not searched for: name, address.", "model"),
+        (
+            ScrubSettings(kinds=("email",), extraction_fields=("order",)),
+            "found: email. Left in the answers' fields: order. Not",
+            "model",
+        ),
+        (ScrubSettings(presidio=PresidioSettings()), "Replaced where a model found them: address, name.", "Not searched"),
+    ],
+)
+def test_the_search_for_personal_data_is_told_as_it_was(scrub, told, untold):
+    text = search_for_personal_data(scrub)
+    assert told in text
+    assert untold not in text

@@ -266,7 +266,7 @@ def croissant(facts: Facts) -> Json:
         "rai:dataCollection": words.data_collection,
         "rai:dataLimitations": words.limitations,
         "rai:dataBiases": words.biases,
-        "rai:personalSensitiveInformation": words.personal_sensitive_information,
+        "rai:personalSensitiveInformation": words.personal_sensitive_information or NOT_STATED,
         "rai:dataUseCases": words.use_cases,
         "rai:dataPreprocessingProtocol": [f"{step}: {told_counts(counts)}" for step, counts in facts.counts.items()],
         "prov:wasDerivedFrom": _derived_from(facts.sources),

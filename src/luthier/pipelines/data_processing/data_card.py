@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from luthier.pages import render_page
 from luthier.pipelines.data_processing.croissant import Json
-from luthier.pipelines.data_processing.dataset_facts import Facts, told_counts
+from luthier.pipelines.data_processing.dataset_facts import NOT_STATED, Facts, told_counts
 
 MOST_BARS = 12
 """Bars of one chart; what is rarer is summed up in one more bar."""
@@ -148,7 +148,7 @@ def word_rows(facts: Facts) -> list[tuple[str, str]]:
         ("How it was collected", words.data_collection),
         ("Limitations", words.limitations),
         ("Biases", words.biases),
-        ("Personal and sensitive information", words.personal_sensitive_information),
+        ("Personal and sensitive information", words.personal_sensitive_information or NOT_STATED),
     ]
 
 

@@ -38,8 +38,8 @@ class Describe(Parameters):
     """What the data set is not good for."""
     biases: str = NOT_STATED
     """Who or what it shows too often, too rarely or in a slanted way."""
-    personal_sensitive_information: str = "Known patterns of personal data were searched for; names and addresses were not."
-    """Which personal data may be left in it."""
+    personal_sensitive_information: str | None = None
+    """Which personal data may be left in it; null tells what was searched for, as `data_processing.scrub` has it."""
     use_cases: str = NOT_STATED
     """What it was made for."""
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from luthier.pipelines.data_processing.data_card import data_card
 from luthier.pipelines.data_processing.messages import user_texts
 from luthier.pipelines.data_processing.previous import SPLITS
 from luthier.shards import Shards
+from luthier.text.pii import PII_KINDS
+from luthier.text.prepare import ScrubSettings
 from luthier.text.profile import Lengths, Profile, Vocabulary, merge, profile_texts
 
 
@@ -124,6 +126,26 @@ def _parameters(parameters: Any) -> dict[str, Any]:
     return resolved
 
 
+def search_for_personal_data(scrub: ScrubSettings | None) -> str:
+    """Say which personal data were searched for and replaced, and which were not."""
+    by_pattern = scrub.kinds if scrub else ()
+    by_model = sorted(set(scrub.presidio.entities.values())) if scrub and scrub.presidio else []
+    told = []
+    if by_pattern:
+        told.append(f"Replaced where their patterns were found: {_listed(by_pattern)}.")
+    if by_model:
+        told.append(f"Replaced where a model found them: {_listed(by_model)}.")
+    if told and scrub and scrub.extraction_fields:
+        told.append(f"Left in the answers' fields: {', '.join(scrub.extraction_fields)}.")
+    if missed := [kind for kind in PII_KINDS if kind not in (*by_pattern, *by_model)]:
+        told.append(f"Not searched for: {_listed(missed)}.")
+    return " ".join(told)
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    return ", ".join(kind.replace("_", " ") for kind in kinds)
+
+
 def describe(
     records: Shards,
     profile: tuple[Profile, Profile],
@@ -148,6 +170,8 @@ def describe(
     labels = labels_by_split(records)
     sha, day = commit(root), day_of_commit(root)
     told = parameters.describe
+    if told.personal_sensitive_information is None:
+        told = told.model_copy(update={"personal_sensitive_information": search_for_personal_data(parameters.scrub)})
     if told.date_published is None and not day:  # without git nothing else tells when
         told = told.model_copy(update={"date_published": datetime.now(UTC).date()})
     facts = dataset_facts.Facts(

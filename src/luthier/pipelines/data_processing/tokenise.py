@@ -144,9 +144,9 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
         for file, sha256 in zip(records.files, records.hashes, strict=True)
     ]
     parts = executor.map("tokenise_records", tokenise_shard, tasks)
-    made_with = {"base": base.identity, "tokenizer": tokenizer_identity(tokenizer)}
+    vocabulary = tokenizer_identity(tokenizer)
     examples, dropped = (
-        executor.table("tokenise_records", [part / f"{name}.parquet" for part in parts], **made_with)
+        executor.table("tokenise_records", [part / f"{name}.parquet" for part in parts], base=base.identity, tokenizer=vocabulary)
         for name in ("examples", "dropped")
     )
     splits = {name for batch in examples.iter_batches(["split"]) for name in batch.column("split").to_pylist()}
