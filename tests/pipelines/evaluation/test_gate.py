@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,9 @@ from luthier.configuration import validate_parameters
 from luthier.errors import UserError
 from luthier.pipelines.evaluation.gate import decide, exit_code
 from luthier.pipelines.evaluation.gate_report import render_markdown, render_table
-from luthier.pipelines.evaluation.rule_checks import check_rules
+from luthier.pipelines.evaluation.rehearsal import check_rules, rehearse
 from luthier.pipelines.evaluation.rules import GateParameters
+from luthier.pipelines.evaluation.safety import Check
 from luthier.pipelines.evaluation.tasks import Tasks, choose_tasks, score_by_tasks
 from luthier.stats import p_mean_above, p_pairs_above
 
@@ -372,7 +374,7 @@ def test_everything_that_does_not_fit_is_told_at_once_before_anything_is_compute
         "valid lies between 0 and 1",
         "write 0.02 for 2 points",
         "compares tuned with itself",
-        "there are no retention scores",
+        "retention is not measured: set evaluation.retention.path",
         "no check 'chek_1' (did you mean 'check_1'?)",
         "no metric 'vald' (did you mean 'valid'?)",
         "rule 13 (exact_mach",
@@ -572,23 +574,52 @@ def test_the_gate_is_honest_over_many_evaluations_of_two_equal_models(size, eval
     assert passed["exact_match"] > evaluations / 100
 
 
-def test_what_rules_name_is_checked_before_anything_is_answered():
+ORDERS = [
+    {"set": "test", "kind": "", "id": str(at), "messages": "[]", "prompt": "", "expected": json.dumps(answer)}
+    for at, answer in enumerate([{"order": "1"}, {"order": "2"}, {"order": "3", "label": "a"}])
+]
+IN_SLICES = pd.DataFrame({"id": ["0", "1", "2"], "slice_label": ["(none)", "(none)", "a"]})
+CHECK = Check(name="greets", messages=[{"role": "user", "content": "hello"}], why="manners", must_not_match=["x"])
+MODELS = {"majority", "tfidf", "base", "tuned", "champion", "far"}
+
+
+def rehearsed(passages=(), checks=()):
+    general = [{"set": "general", "kind": "", "id": text, "expected": text} for text in passages]
+    questions = pd.DataFrame([*ORDERS, *general])
+    return rehearse(questions, IN_SLICES, checks, {}, ["structured"], Tasks(), MODELS, {"far"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"metric": "exact_match", "better_than": "bose"}, "'bose' (did you mean 'base'?)"),
+        ({"metric": "exact_mach", "better_than": "base"}, "no metric 'exact_mach' (did you mean 'exact_match'?)"),
+        ({"metric": "chrf", "at_least": 0.5}, "no metric 'chrf'"),
+        ({"metric": "exact_match", "at_least": 62}, "exact_match lies between 0 and 1"),
+        ({"metric": "exact_match", "no_slice_below": 0.4, "slice": "lable"}, "'lable' (did you mean 'label'?)"),
+        ({"metric": "nll", "at_least": 1}, "lower is better for nll"),
+        ({"metric": "nll", "better_than": "tfidf"}, "nll of tfidf is no usable number"),
+        ({"metric": "nll", "better_than": "far"}, "nll of far is no usable number"),
+        ({"safety": "all"}, "set data.safety_checks"),
+        ({"retention": "nll", "margin": 0.1}, "set evaluation.retention.path"),
+        ({"any_of": [{"metric": "valid", "better_than": "base"}, {"metric": "valid", "better_than": "old"}]}, "'old'"),
+    ],
+)
+def test_what_is_wrong_with_rules_is_told_before_anything_is_answered(rule, told):
+    with pytest.raises(UserError, match=f"nothing was answered.*\n.*rule 2.*{re.escape(told)}"):
+        check_rules(rules({"metric": "right_label", "better_than": "base"}, rule), rehearsed())
+
+
+def test_rules_that_fit_are_not_complained_of_before_anything_is_answered():
     written = rules(
-        {"metric": "exact_match", "better_than": "bose"},
-        {"metric": "exact_match", "no_slice_below": 0.4, "slice": "lable"},
-        {"safety": "all"},
+        {"metric": "field_accuracy", "better_than": "majority"},
+        {"metric": "output_characters", "not_worse_than": "base", "margin": 20},
+        {"metric": "output_tokens", "at_least": 5},
+        {"metric": "nll", "not_worse_than": "champion", "margin": 0.1},
+        {"metric": "exact_match", "no_slice_below": 0.4, "slice": "label"},
+        {"safety": ["greets"]},
         {"retention": "nll", "margin": 0.1},
-        {"any_of": [{"metric": "x", "better_than": "base"}, {"metric": "x", "better_than": "old"}]},
     )
-    with pytest.raises(UserError) as told:
-        check_rules(written, {"base", "champion"}, ["label"], {"scores"})
-    for part in (
-        "rule 1",
-        "'bose' (did you mean 'base'?)",
-        "'lable' (did you mean 'label'?)",
-        "data.safety_checks",
-        "retention.path",
-        "'old'",
-    ):
-        assert part in str(told.value)
-    check_rules(written[1:], {"base", "old"}, ["lable"], {"scores", "safety", "retention"})
+    check_rules(written, rehearsed(["a text"], [CHECK]))
+    with pytest.raises(UserError, match="no check 'greet' \\(did you mean 'greets'"):
+        check_rules(rules({"safety": ["greet"]}), rehearsed([], [CHECK]))

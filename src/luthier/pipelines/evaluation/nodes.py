@@ -21,7 +21,7 @@ from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate_report import render_markdown
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
 from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, make_questions, spell_calls
-from luthier.pipelines.evaluation.rule_checks import check_rules
+from luthier.pipelines.evaluation.rehearsal import check_rules, rehearse
 from luthier.pipelines.evaluation.slices import figures_by_slice, slice_columns
 from luthier.records import held_out, user_text
 from luthier.shards import Shards
@@ -79,7 +79,7 @@ def prepare_questions(
     questions = make_questions(test, checks, passages, settings, parameters.robustness, seed, key)
     asked = asked_of(questions[questions["set"] != "general"])
     # what only the room's last steps would find wrong is told now
-    slice_columns(test, parameters.slices)
+    in_slices = slice_columns(test, parameters.slices)
     if parameters.champion not in (None, "champion"):
         fetch_version(parameters.champion, folders, "evaluation.champion")
     for candidate in parameters.candidates:
@@ -87,11 +87,12 @@ def prepare_questions(
             AnswerStore.of(folders).check(_at_endpoint(candidate.name, candidate.endpoint, parameters), asked)
         elif candidate.version is not None:
             fetch_version(candidate.version, folders, f"evaluation.candidates.{candidate.name}.version")
-    models = {"majority", "tfidf", "base", "champion", *(candidate.name for candidate in parameters.candidates)}
+    models = {"majority", "tfidf", "base", "tuned", "champion", *(candidate.name for candidate in parameters.candidates)}
     models |= {"constrained"} if parameters.constrain else set()
-    measured = {"scores", *(["safety"] if checks else []), *(["retention"] if passages is not None else [])}
+    endpoints = {candidate.name for candidate in parameters.candidates if candidate.endpoint is not None}
     rules = parameters.gate.rules_of(chosen)
-    check_rules(rules, models, parameters.slices.by, measured)
+    rehearsed = rehearse(questions, in_slices, checks, answer_schema, chosen, parameters.tasks, models, endpoints)
+    check_rules(rules, rehearsed)
     logger.info("The model goes out if %s.", "; ".join(rule.words() for rule in rules))
     return questions, plan
 

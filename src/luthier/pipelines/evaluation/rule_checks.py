@@ -1,13 +1,13 @@
 """What can be wrong with the gate's rules, told before anything is computed: unknown names, tables that do not fit."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from luthier.errors import UserError, did_you_mean
+from luthier.errors import did_you_mean
 from luthier.pipelines.evaluation.rules import (
     CHAMPION,
     LOSS,
@@ -25,6 +25,11 @@ from luthier.pipelines.evaluation.rules import (
 from luthier.stats import Floats
 
 TOKENS = "supervised_tokens"
+MEASURED_BY = {
+    "scores": "let the models answer",
+    "retention": "set evaluation.retention.path",
+    "safety": "set data.safety_checks",
+}
 
 
 @dataclass(frozen=True)
@@ -43,35 +48,6 @@ class Tables:
         table = self.given[name]
         rows = table[table["model"] == model]
         return rows.assign(id=rows["id"].map(str)).sort_values("id").reset_index(drop=True)
-
-
-def check_rules(rules: Sequence[Rule], models: Collection[str], slices: Collection[str], measured: Collection[str]) -> None:
-    """Check what can be known of rules before anything is answered: the models, slices and tables that they name.
-
-    Args:
-        rules: `GateParameters.rules`.
-        models: that the candidate may be compared with.
-        slices: their names.
-        measured: tables that there will be: `scores`, perhaps `retention` and `safety`.
-
-    Raises:
-        UserError: naming everything that does not fit.
-    """
-    problems = []
-    for number, rule in enumerate(rules, start=1):
-        where = f"evaluation.gate.rules, rule {number} ({rule.words()})"
-        for need in needs_of(rule):
-            if need.table not in measured:
-                told = {"retention": "set evaluation.retention.path", "safety": "set data.safety_checks"}[need.table]
-                problems.append(f"{where}: {need.table} is not measured: {told}, or leave the rule out")
-            if need.other is not None and need.other not in models:
-                known = _listed(sorted(models))
-                problems.append(f"{where}: no model {need.other!r}{did_you_mean(need.other, models)}; there are {known}")
-            if need.slice is not None and need.slice not in slices:
-                there = _listed(sorted(slices)) or "none: name some in evaluation.slices.by"
-                problems.append(f"{where}: no slice {need.slice!r}{did_you_mean(need.slice, slices)}; there are {there}")
-    if problems:
-        raise UserError("The gate could not decide; nothing was answered.\n  " + "\n  ".join(dict.fromkeys(problems)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +96,7 @@ def problems_of(tables: Tables, rules: Sequence[Rule]) -> Iterator[str]:
         where = f"rule {number} ({rule.words()})"
         for need in needs_of(rule):
             if need.table not in tables.given:
-                yield f"{where}: there are no {need.table} scores; measure them or leave the rule out"
+                yield f"{where}: {need.table} is not measured: {MEASURED_BY[need.table]}, or leave the rule out"
             elif need.table not in unusable:
                 known = replace(need, other=None) if waits_for_champion(need, tables) else need
                 yield from (f"{where}: {problem}" for problem in _misfits(known, tables))
