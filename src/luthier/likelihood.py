@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
-
-from luthier.shards import Shards
 
 IGNORED = -100
 SHARED_AT_LEAST = 0.1  # of a batch's tokens
@@ -22,24 +22,9 @@ class Example:
     id: str
     input_ids: torch.Tensor
     labels: torch.Tensor
-    weight: float = 1.0
 
 
-def make_examples(shards: Shards, split: str) -> list[Example]:
-    """Read the examples of a split, in the order of the shards."""
-    examples = []
-    for row in shards.iter_rows():
-        if row["split"] != split:
-            continue
-        ids = torch.tensor(row["input_ids"])
-        labels = torch.full_like(ids, IGNORED)
-        # the token at position i + 1 is predicted at position i
-        labels[:-1] = torch.where(torch.tensor(row["supervised"])[1:], ids[1:], IGNORED)
-        examples.append(Example(row["id"], ids, labels, row["weight"]))
-    return examples
-
-
-def micro_batches(batch: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def micro_batches(batch: Sequence[int], lengths: Sequence[int] | NDArray[np.int64], max_tokens: int) -> list[list[int]]:
     """Cut a batch, longest first, into pieces of at most `max_tokens` padded tokens, at least one example each."""
     pieces: list[list[int]] = []
     for example in sorted(batch, key=lambda i: -lengths[i]):

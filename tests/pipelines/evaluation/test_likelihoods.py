@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sharp import sharp_tiny
 
-from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, make_examples, micro_batches
+from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, micro_batches
 from luthier.pipelines.evaluation.likelihoods import (
     answer_with_label,
     label_log_likelihoods,
     negative_log_likelihoods,
     right_answers,
 )
-from luthier.shards import write_shards
 from luthier.text.chat import encode
 from luthier.text.prepare import PromptSettings, compact_json, conversation
 
@@ -165,17 +164,3 @@ def test_micro_batches_take_every_example_once_within_the_budget(lengths, budget
     assert sorted(number for piece in pieces for number in piece) == list(range(len(lengths)))
     for piece in pieces:
         assert len(piece) == 1 or len(piece) * max(lengths[number] for number in piece) <= budget
-
-
-def test_examples_read_from_shards_predict_the_next_token(tmp_path):
-    import pyarrow as pa
-
-    rows = [
-        {"id": "a", "split": "test", "weight": 1.0, "input_ids": [5, 6, 7, 8], "supervised": [False, False, True, True]},
-        {"id": "b", "split": "train", "weight": 1.0, "input_ids": [5, 6], "supervised": [False, True]},
-        {"id": "c", "split": "test", "weight": 1.0, "input_ids": [5, 6], "supervised": [True, False]},
-    ]
-    one, other = make_examples(write_shards(pa.Table.from_pylist(rows), tmp_path / "examples"), "test")
-    assert (one.id, other.id) == ("a", "c")
-    assert one.labels.tolist() == [IGNORED, 7, 8, IGNORED]
-    assert other.labels.tolist() == [IGNORED, IGNORED]

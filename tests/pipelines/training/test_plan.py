@@ -2,7 +2,10 @@
 
 import re
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +14,7 @@ from luthier.errors import UserError
 from luthier.models import load_model
 from luthier.pipelines.training import plan as planning
 from luthier.pipelines.training.batches import Order, steps_per_epoch
+from luthier.pipelines.training.examples import Measures
 from luthier.pipelines.training.lora import use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
 from tests.pipelines.training import jobs
@@ -21,12 +25,18 @@ def base(tmp_path_factory):
     return jobs.tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
-def plan(base, lengths=(20, 30, 40), weight=1.0, **settings):
-    supervised = [max(1, length // 3) for length in lengths]
+def measures(lengths, weight=1.0):
+    """Return what is known of examples of these lengths, of which a third is learnt."""
+    lengths = np.asarray(lengths, np.int64)
+    ids = pa.chunked_array([[f"id-{number}" for number in range(len(lengths))]])
+    return Measures(ids, np.full(len(lengths), weight), lengths, np.maximum(1, lengths // 3))
+
+
+def plan(base, lengths=(20, 30, 40), weight=1.0, held_out=(), **settings):
     parameters = TrainingParameters(precision="fp32", **settings)
-    ids = [f"id-{number}" for number in range(len(lengths))]
-    order = Order(ids, [weight] * len(lengths), lengths, parameters.batch_size, 3)
-    return planning.make_plan(order, lengths, supervised, base, parameters, seed=3)
+    train = measures(lengths, weight)
+    order = Order(train.names(), train.weights, train.lengths, parameters.batch_size, 3)
+    return planning.make_plan(order, train, measures(held_out), base, parameters, seed=3)
 
 
 @settings(max_examples=20, deadline=None)
@@ -59,7 +69,6 @@ def test_weights_that_leave_nothing_to_train_on_are_refused(base):
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["down_proj"], r".*\.(k|o)_proj"])
 @pytest.mark.parametrize("rank", [1, 7])
 def test_the_adapters_are_counted_as_peft_makes_them(base, targets, rank):
-    import torch
     from peft import LoraConfig, get_peft_model
 
     made = plan(base, lora={"rank": rank, "targets": targets})
@@ -101,6 +110,32 @@ def test_more_memory_is_asked_for_longer_micro_batches_and_more_weights(base):
     small = plan(base, lengths, micro_batch_tokens=4000)["memory_gib"]
     assert plan(base, lengths, micro_batch_tokens=64_000, batch_size=64)["memory_gib"] > small
     assert plan(base, lengths, micro_batch_tokens=4000, lora={"rank": 1000})["memory_gib"] > small
+
+
+def test_the_examples_that_each_process_holds_are_counted(base, monkeypatch):
+    monkeypatch.setattr(planning, "available_memory", lambda: 2**50)
+    monkeypatch.setattr(planning, "_flops_per_second", lambda precision: 1e9)
+    few, many = [1000] * 100, [1000] * 200_000
+    tokens = 33 / 8 * 1000 * (len(many) - len(few)) / planning.GIB
+    for processes in (1, 2):
+        small = plan(base, few, processes=processes)["memory_gib"]
+        for lengths, held_out in ((many, few), (few, many)):
+            more = plan(base, lengths, held_out=held_out, processes=processes)["memory_gib"] - small
+            assert processes * tokens < more < 1.2 * processes * tokens
+    monkeypatch.setattr(planning, "available_memory", lambda: 2**29)
+    with pytest.raises(UserError, match=r"200,003 examples take about \d+\.\d GiB .* 0\.5 GiB are free.*fewer examples"):
+        plan(base, held_out=many)
+
+
+def test_beside_a_gpu_the_examples_need_the_machines_memory(base, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**40, 2**40))
+    monkeypatch.setattr(planning, "_flops_per_second", lambda precision: 1e9)
+    monkeypatch.setattr(planning, "available_memory", lambda: 2**30)
+    many = [1000] * 200_000
+    assert plan(base, held_out=many)["memory_gib"] == plan(base)["memory_gib"]
+    with pytest.raises(UserError, match=r"training.processes \(2\)"):
+        plan(base, held_out=many, processes=2)
 
 
 def test_the_description_tells_the_figures(base):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from luthier.errors import UserError
-from luthier.likelihood import IGNORED, SupervisedNll, collate, make_examples
+from luthier.likelihood import IGNORED, SupervisedNll, collate
 from luthier.models import Base, load_model, load_tuned
 from luthier.pipelines.training import launch
 from luthier.pipelines.training.batches import Order, epoch_batches
+from luthier.pipelines.training.examples import read_examples
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.pipelines.training.worker import learning_rate_factor
 from tests.pipelines.training import jobs
@@ -34,7 +35,8 @@ class Home:
         return jobs.make_job(self.folder, self.examples, seed=SEED, steps=STEPS, batch_size=BATCH, **settings)
 
     def examples_of(self, split):
-        return make_examples(self.examples, split)
+        (examples,) = read_examples(self.examples, split)
+        return [examples[number] for number in range(len(examples))]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,9 @@ def test_one_and_two_processes_learn_alike(by_processes, home):
 
 def test_a_step_trains_on_what_the_order_says_with_weights_too(home):
     examples = jobs.write_examples(home.folder / "weighted", home.base, weights=(0.4, 1.0, 2.5))
-    train = make_examples(examples, "train")
-    lengths = [len(example.input_ids) for example in train]
-    order = Order([example.id for example in train], [example.weight for example in train], lengths, BATCH, SEED)
+    rows = [row for row in examples.iter_rows() if row["split"] == "train"]
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = Order([row["id"] for row in rows], [row["weight"] for row in rows], lengths, BATCH, SEED)
     steps = sum(order.steps(epoch) for epoch in range(3))
     job = jobs.make_job(home.folder, examples, seed=SEED, steps=steps, batch_size=BATCH)
     killed = jobs.ready(job, home.folder / "killed")

@@ -1,7 +1,7 @@
 """The order of data: a pure function of seed and epoch, so that a run resumes exactly, on any number of processes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +37,21 @@ class Order:
     was taken n times its weight, rounded up or down. In which epochs is chance, that of its id alone.
     """
 
-    def __init__(self, ids: Sequence[str], weights: Sequence[float], lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        ids: Iterable[str],
+        weights: Sequence[float] | NDArray[np.float64],
+        lengths: Sequence[int] | NDArray[np.int64],
+        batch_size: int,
+        seed: int,
+    ) -> None:
         """Take the training examples: their ids, weights and tokens."""
         self._weights = np.asarray(weights, dtype=np.float64)
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._batch_size, self._seed = batch_size, seed
         # 32 bits: their sums with whole weights are exact, so that a weight of 1 is once in every epoch
-        drawn = [int.from_bytes(hashlib.sha256(f"{seed}:{identity}".encode()).digest()[:4], "big") for identity in ids]
-        self._phases = np.asarray(drawn, dtype=np.float64) / 2**32
+        drawn = (int.from_bytes(hashlib.sha256(f"{seed}:{identity}".encode()).digest()[:4], "big") for identity in ids)
+        self._phases = np.fromiter(drawn, np.float64) / 2**32
         # of the epoch that was last asked for: its first step, and its batches
         self._first, self._batches = 0, list[list[int]]()
 

@@ -31,6 +31,7 @@ SOURCES = (
     "text/chat.py",
     "pipelines/training/worker.py",
     "pipelines/training/batches.py",
+    "pipelines/training/examples.py",
     "pipelines/training/lora.py",
     "likelihood.py",
     "attention.py",

@@ -24,13 +24,13 @@ def plan_training(
     examples: Shards, model: ModelParameters, parameters: TrainingParameters, folders: FolderParameters, seed: int
 ) -> dict[str, Any]:
     """Work out and print steps, memory and time; refuse what cannot fit."""
+    from luthier.pipelines.training.examples import read_measures
+
     base = resolve_base(model, folders)
     _check_tokens(examples, base)
-    table = examples.to_pandas()
-    train = table[table["split"] == "train"]
-    lengths = train["input_ids"].map(len).tolist()
-    order = Order(train["id"].tolist(), train["weight"].tolist(), lengths, parameters.batch_size, seed)
-    plan = make_plan(order, lengths, train["supervised"].map(sum).tolist(), base, parameters, seed)
+    train, validation = read_measures(examples, "train", "validation")
+    order = Order(train.names(), train.weights, train.lengths, parameters.batch_size, seed)
+    plan = make_plan(order, train, validation, base, parameters, seed)
     logger.info("Plan: %s", describe_plan(plan))
     return plan
 

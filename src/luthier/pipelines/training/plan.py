@@ -3,17 +3,17 @@
 import os
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
 from luthier.machine import available_memory, resolve_precision, threads_per_process
 from luthier.models import Base
 from luthier.pipelines.training.batches import Order, steps_per_epoch
 from luthier.pipelines.training.parameters import Lora, TrainingParameters
+
+if TYPE_CHECKING:
+    from luthier.pipelines.training.examples import Measures
 
 GIB = 2**30
 
@@ -74,8 +74,8 @@ def _flops_per_second(precision: str) -> float:
 
 def make_plan(
     order: Order,
-    lengths: Sequence[int],
-    supervised: Sequence[int],
+    train: "Measures",
+    validation: "Measures",
     base: Base,
     parameters: TrainingParameters,
     seed: int,
@@ -84,8 +84,8 @@ def make_plan(
 
     Args:
         order: in which the examples are taken, and how often.
-        lengths: tokens of each training example.
-        supervised: how many of them are learnt.
+        train: what is known of the training examples.
+        validation: and of those whose loss is measured.
         base: the model to start from.
         parameters: the room's parameters.
         seed: of the order of data and the adapters' first weights.
@@ -102,34 +102,44 @@ def make_plan(
     all_steps = sum(steps_per_epoch(int(taken.sum()), parameters.batch_size) for taken in times)
     if not all_steps:
         raise UserError(
-            f"Of {len(lengths)} training examples none is taken in training.epochs ({parameters.epochs}): their weights are too "
-            "small. Write a higher weight at their source (data.sources.NAME.weight: 1 takes each once an epoch), a lower "
-            "data_processing.augment.max_weight, or more training.epochs."
+            f"Of {len(train.lengths)} training examples none is taken in training.epochs ({parameters.epochs}): their weights "
+            "are too small. Write a higher weight at their source (data.sources.NAME.weight: 1 takes each once an epoch), a "
+            "lower data_processing.augment.max_weight, or more training.epochs."
         )
     steps = min(all_steps, parameters.max_steps or all_steps)
-    tokens = int(sum(times) @ np.asarray(lengths) * steps / all_steps)
+    tokens, supervised = (int(sum(times) @ count * steps / all_steps) for count in (train.lengths, train.supervised))
 
     weights = count_parameters(base.folder)
     trained = weights if parameters.method == "full" else _adapter_parameters(base.folder, parameters.lora)
     config = _config(base)
     weight_bytes = 2 if device == "cuda" and parameters.method == "lora" and precision == "bf16" else 4
-    micro = max(max(lengths), min(parameters.micro_batch_tokens, parameters.batch_size * max(lengths)))
+    longest = int(train.lengths.max())
+    micro = max(longest, min(parameters.micro_batch_tokens, parameters.batch_size * longest))
     # measured with SmolLM2 on a CPU, where 34 hidden-sized activations of 2 bytes would be the least (Korthikanti et al.
     # 2022, arXiv:2205.05198, table 2): per token, layer and hidden unit 60 bytes are kept for the backward pass, 80 in
     # fp32; to them come the logits of the supervised share in fp32 with their gradient, and the libraries
     activations = micro * config["layers"] * config["hidden"] * (60 if precision == "bf16" else 80)
-    logits = micro * sum(supervised) / sum(lengths) * config["vocabulary"] * 10
+    logits = micro * float(train.supervised.sum() / train.lengths.sum()) * config["vocabulary"] * 10
     memory = weights * weight_bytes + trained * 12 + activations + logits + GIB
-    memory *= parameters.processes if device == "cpu" else 1
+    # every process holds all examples, in the machine's memory on a GPU too
+    held = (train.memory() + validation.memory()) * parameters.processes
+    memory = memory * parameters.processes + held if device == "cpu" else memory
     available = torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory()
 
     if device == "cuda" and parameters.processes > devices:
         raise UserError(f"training.processes is {parameters.processes}, but this machine has {devices} GPUs.")
+    if held > available_memory():
+        raise UserError(
+            f"{len(train.lengths) + len(validation.lengths):,} examples take about {held / GIB:.1f} GiB in all processes, "
+            f"but {available_memory() / GIB:.1f} GiB are free on this machine: lower training.processes "
+            f"({parameters.processes}) or train on fewer examples."
+        )
     if memory > available:
+        of_it = f" The examples take {held / GIB:.1f} GiB of it." if device == "cpu" else ""
         raise UserError(
             f"Training needs about {memory / GIB:.1f} GiB, but {available / GIB:.1f} GiB are free on this {device}: lower "
             f"training.micro_batch_tokens ({parameters.micro_batch_tokens}), training.processes ({parameters.processes}) "
-            "or choose a smaller model.base."
+            f"or choose a smaller model.base.{of_it}"
         )
     # forward 2, backward through the activations 2, backward into the trained weights 2 operations a weight and token;
     # a training step reaches about 0.4 of the speed of one large matrix product
@@ -138,11 +148,11 @@ def make_plan(
     return {
         "base": base.identity,
         "method": parameters.method,
-        "examples": len(lengths),
+        "examples": len(train.lengths),
         "steps": steps,
         "effective_batch": parameters.batch_size,
         "tokens": tokens,
-        "supervised_tokens": int(sum(times) @ np.asarray(supervised) * steps / all_steps),
+        "supervised_tokens": supervised,
         "parameters": weights,
         "trained_parameters": trained,
         "device": device,

@@ -3,7 +3,7 @@
     job file -> setup -> fit -> finish
 
 Only rank 0 writes: `metrics.jsonl` (a line a step), checkpoints, at last the folder `result`. It does not support
-sharded weights (FSDP) or several machines yet: every process holds the whole model.
+sharded weights (FSDP) or several machines yet: every process holds the whole model and all examples.
 """
 
 import json
@@ -26,11 +26,12 @@ from accelerate.utils import gather_object, set_seed
 from luthier.artefacts import staged, write_atomically
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
-from luthier.likelihood import IGNORED, SupervisedNll, collate, make_examples, micro_batches
+from luthier.likelihood import IGNORED, SupervisedNll, collate, micro_batches
 from luthier.machine import freed_memory_kept
 from luthier.models import Base, load_model, load_tokenizer, resolve_base
 from luthier.pipelines.training import checkpoints
 from luthier.pipelines.training.batches import Order
+from luthier.pipelines.training.examples import read_examples
 from luthier.pipelines.training.lock import alone_in
 from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
@@ -108,12 +109,9 @@ class Job:
         )
         if self.base.identity != job["base_identity"]:
             raise UserError(f"model.base was {job['base_identity']} when this run was planned, and is {self.base.identity} now.")
-        shards = Shards(Path(job["examples"]))
-        self.train = make_examples(shards, "train")
-        self.validation = make_examples(shards, "validation")
-        self.lengths = [len(example.input_ids) for example in self.train]
-        ids, weights = [example.id for example in self.train], [example.weight for example in self.train]
-        self.order = Order(ids, weights, self.lengths, self.parameters.batch_size, self.seed)
+        self.train, self.validation = read_examples(Shards(Path(job["examples"])), "train", "validation")
+        known = self.train.measures
+        self.order = Order(known.names(), known.weights, known.lengths, self.parameters.batch_size, self.seed)
 
         dtype = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
         # a GPU's memory is for larger models: what is frozen need not be wider than what is computed in
@@ -163,11 +161,10 @@ class Job:
     def _step(self, step: int) -> dict[str, float]:
         """Do one optimiser step over this process's share of the batch; return what to record."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        batch = self.order.batch(step)
+        batch, known = self.order.batch(step), self.train.measures
         # every process knows the whole batch, so the divisor needs no communication
-        supervised = sum(int((self.train[i].labels != IGNORED).sum()) for i in batch)
-        tokens = sum(self.lengths[i] for i in batch)
-        pieces = micro_batches(batch[rank::world], self.lengths, self.parameters.micro_batch_tokens)
+        supervised, tokens = (int(count[batch].sum()) for count in (known.supervised, known.lengths))
+        pieces = micro_batches(batch[rank::world], known.lengths, self.parameters.micro_batch_tokens)
         total = torch.zeros((), device=self.accelerator.device)
         if not pieces:
             # a last, small batch may leave a process without an example, but all must take part in the exchange
@@ -206,7 +203,7 @@ class Job:
     def _held_out_loss(self) -> float:
         """Return the mean loss per supervised token of the validation split, whatever the batches."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        lengths = [len(example.input_ids) for example in self.validation]
+        lengths = self.validation.measures.lengths
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         self.model.eval()
         for piece in micro_batches(range(rank, len(lengths), world), lengths, self.parameters.micro_batch_tokens):
