@@ -1,12 +1,13 @@
 """Examples as columns: the tensors that a plain reading of the rows gives, in a quarter of their memory."""
 
+import numpy as np
 import pyarrow as pa
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.likelihood import IGNORED
-from luthier.pipelines.training.examples import read_examples, read_measures
+from luthier.pipelines.training.examples import Measures, read_examples, read_measures, sample_of
 from luthier.records import EXAMPLE
 from luthier.shards import Shards, write_shards
 
@@ -64,6 +65,20 @@ def test_what_is_held_of_examples_is_what_the_plan_counts(tmp_path):
     assert held <= examples.measures.memory()
     assert held < rows * 300 * 5  # of the 16 bytes of two tensors
     assert len(examples) == rows
+
+
+def test_a_sample_is_the_same_whatever_the_order_and_all_where_they_are_few():
+    def measures(names):
+        none = np.zeros(len(names), np.int64)
+        return Measures(pa.chunked_array([names[:7], names[7:]]), none * 1.0, none, none)
+
+    names = [f"id-{number}" for number in range(100)]
+    drawn = sample_of(measures(names), 10)
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == 10
+    backwards = names[::-1]
+    assert {names[n] for n in drawn} == {backwards[n] for n in sample_of(measures(backwards), 10)}
+    assert sample_of(measures(names), 100) == sample_of(measures(names), None) == list(range(100))
 
 
 def test_a_table_is_decoded_once_for_all_splits(tmp_path, monkeypatch):

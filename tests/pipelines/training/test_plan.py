@@ -54,6 +54,25 @@ def test_steps_and_tokens_follow_from_epochs_batch_and_limit(base, examples, bat
     assert made["seed"] == 3
 
 
+@given(st.integers(1, 10**6), st.one_of(st.none(), st.integers(1, 500)))
+def test_the_held_out_loss_is_measured_at_its_steps_and_without_a_wish_seldom(steps, every):
+    at = TrainingParameters(evaluate_every=every).measuring_steps(steps)
+    assert all(0 < step < steps for step in (at[:1], at[-1:]) for step in step)
+    if every is None:
+        assert len(at) < 20
+        assert at.step >= 20
+    else:
+        assert list(at[:3]) == [step for step in (every, 2 * every, 3 * every) if step < steps]
+
+
+def test_measuring_is_part_of_the_plan_and_does_not_grow_with_the_data(base):
+    small, large = (plan(base, [20] * size, held_out=[20] * (size // 20), batch_size=16) for size in (1600, 160_000))
+    assert (small["measured_examples"], small["measurements"]) == (80, 5)
+    assert (large["measured_examples"], large["measurements"]) == (512, 20)
+    assert "the loss of 512 held-out examples is measured 20 times" in planning.describe_plan(large)
+    assert plan(base)["measurements"] == 0
+
+
 @pytest.mark.parametrize("weight", [0.2, 2.5])
 def test_weights_count_in_steps_and_tokens(base, weight):
     made = plan(base, [20] * 400, weight, batch_size=4, epochs=10)

@@ -1,7 +1,10 @@
 """The examples of training as Arrow's columns, four bytes and a bit a token. Tensors, of 16 bytes, are made for a batch alone."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +81,14 @@ def read_measures(shards: Shards, *splits: str) -> list[Measures]:
     for split, rows in _rows(shards, splits):
         measures[split].append(_measure(rows))
     return [_joined(parts) for parts in measures.values()]
+
+
+def sample_of(measures: Measures, most: int | None) -> list[int]:
+    """Return the numbers of at most so many examples, in order: those of the lowest hashes of their ids; of all for None."""
+    if most is None or most >= len(measures.lengths):
+        return list(range(len(measures.lengths)))
+    hashes = (hashlib.sha256(name.encode()).digest() for name in measures.names())
+    return sorted(number for _, number in nsmallest(most, zip(hashes, count(), strict=False)))
 
 
 def _rows(shards: Shards, splits: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:

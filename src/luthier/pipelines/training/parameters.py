@@ -6,6 +6,9 @@ from pydantic import Field
 
 from luthier.configuration import Parameters
 
+MEASURED_TIMES, MEASURED_EVERY = 20, 20
+"""How often a run measures the held-out loss at most, and how many steps there are between, where nothing else is asked for."""
+
 
 class Lora(Parameters):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), used where `method` is `lora`."""
@@ -49,7 +52,15 @@ class TrainingParameters(Parameters):
     """Gradients are scaled down to this norm."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 autocast where the processor computes it natively, else fp32."""
-    evaluate_every: int = Field(default=20, ge=1)
-    """Steps between two measurements of the held-out loss; the last step is always measured."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between two measurements of the held-out loss; null measures it 20 times a run, but never more often than every 20
+    steps. The last step is always measured."""
+    evaluate_examples: int | None = Field(default=512, ge=1)
+    """Held-out examples whose loss is measured, the same ones in every run of the same data; null takes all."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between two checkpoints: what a killed run may lose."""
+
+    def measuring_steps(self, steps: int) -> range:
+        """Return after which steps, counted from 1, the held-out loss is measured; after the last one too."""
+        every = self.evaluate_every or max(MEASURED_EVERY, -(-steps // MEASURED_TIMES))
+        return range(every, steps, every)

@@ -95,6 +95,8 @@ def make_plan(
     """
     import torch
 
+    from luthier.pipelines.training.examples import sample_of
+
     precision = resolve_precision(parameters.precision)
     devices = torch.cuda.device_count()
     device = "cuda" if devices else "cpu"
@@ -143,7 +145,10 @@ def make_plan(
         )
     # forward 2, backward through the activations 2, backward into the trained weights 2 operations a weight and token;
     # a training step reaches about 0.4 of the speed of one large matrix product
-    flops = (6 if parameters.method == "full" else 4) * weights * tokens
+    measured = sample_of(validation, parameters.evaluate_examples)
+    measurements = len(parameters.measuring_steps(steps)) + 1 if measured else 0
+    measured_tokens = measurements * int(validation.lengths[measured].sum())
+    flops = ((6 if parameters.method == "full" else 4) * tokens + 2 * measured_tokens) * weights
     speed = _flops_per_second(precision) * 0.4 * (parameters.processes if device == "cuda" else 1)
     return {
         "base": base.identity,
@@ -153,6 +158,8 @@ def make_plan(
         "effective_batch": parameters.batch_size,
         "tokens": tokens,
         "supervised_tokens": supervised,
+        "measured_examples": len(measured),
+        "measurements": measurements,
         "parameters": weights,
         "trained_parameters": trained,
         "device": device,
@@ -175,12 +182,13 @@ def _config(base: Base) -> dict[str, int]:
 
 
 def describe_plan(plan: dict[str, Any]) -> str:
-    """Say the plan in five lines for the terminal."""
+    """Say the plan in a few lines for the terminal."""
     minutes, seconds = divmod(plan["estimated_seconds"], 60)
     lines = (
         f"{plan['method']} on {plan['base']}: {plan['trained_parameters']:,} of {plan['parameters']:,} parameters are trained",
         f"{plan['examples']:,} examples, {plan['steps']:,} steps of {plan['effective_batch']} examples",
         f"{plan['tokens']:,} tokens, {plan['supervised_tokens']:,} of them supervised",
+        f"the loss of {plan['measured_examples']:,} held-out examples is measured {plan['measurements']} times",
         f"{plan['processes']} process(es) on {plan['device']}, {plan['precision']}, {plan['threads_per_process']} thread(s) each",
         f"about {plan['memory_gib']:.1f} GiB of {plan['memory_available_gib']:.1f} GiB free, about {minutes} min {seconds:02d} s",
     )

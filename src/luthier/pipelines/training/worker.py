@@ -31,7 +31,7 @@ from luthier.machine import freed_memory_kept
 from luthier.models import Base, load_model, load_tokenizer, resolve_base
 from luthier.pipelines.training import checkpoints
 from luthier.pipelines.training.batches import Order
-from luthier.pipelines.training.examples import read_examples
+from luthier.pipelines.training.examples import read_examples, sample_of
 from luthier.pipelines.training.lock import alone_in
 from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
@@ -110,6 +110,7 @@ class Job:
         if self.base.identity != job["base_identity"]:
             raise UserError(f"model.base was {job['base_identity']} when this run was planned, and is {self.base.identity} now.")
         self.train, self.validation = read_examples(Shards(Path(job["examples"])), "train", "validation")
+        self.measured = sample_of(self.validation.measures, self.parameters.evaluate_examples)
         known = self.train.measures
         self.order = Order(known.names(), known.weights, known.lengths, self.parameters.batch_size, self.seed)
 
@@ -141,13 +142,14 @@ class Job:
             raw = self.optimizer.optimizer
             done = checkpoints.load_latest(self.folder / "checkpoints", self.model, raw, self.accelerator.process_index)
         self._forget_metrics_after(done)
+        measuring = self.parameters.measuring_steps(self.steps)
         for step in range(done, self.steps):
             start = time.perf_counter()
             facts = self._step(step)
             if self.is_main:
                 report({"step": step + 1, **facts, "seconds": time.perf_counter() - start})
             last = step + 1 == self.steps
-            if self.validation and (last or (step + 1) % self.parameters.evaluate_every == 0):
+            if self.measured and (last or step + 1 in measuring):
                 loss = self._held_out_loss()
                 if self.is_main:
                     report({"step": step + 1, "validation_loss": loss})
@@ -201,12 +203,12 @@ class Job:
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        """Return the mean loss per supervised token of the validation split, whatever the batches."""
+        """Return the mean loss per supervised token of what is measured of the validation split, whatever the batches."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         lengths = self.validation.measures.lengths
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         self.model.eval()
-        for piece in micro_batches(range(rank, len(lengths), world), lengths, self.parameters.micro_batch_tokens):
+        for piece in micro_batches(self.measured[rank::world], lengths, self.parameters.micro_batch_tokens):
             ids, labels = (t.to(self.accelerator.device) for t in collate([self.validation[i] for i in piece]))
             # the bare module: processes may have different numbers of pieces here, and DDP's forward synchronises
             sums[0] += self.accelerator.unwrap_model(self.loss)(ids, labels).sum()
