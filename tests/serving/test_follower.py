@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from luthier.errors import UserError
+from luthier.serving import follower
 from luthier.serving.api.errors import ApiError
 from luthier.serving.fleet import Fleet, Machine
 from luthier.serving.follower import Follower
@@ -132,6 +133,65 @@ def test_a_version_that_cannot_be_served_changes_nothing_and_is_tried_again(home
             assert watched.champion == 1
             assert elsewhere.log.last().reason == "it has no engine"
             assert watched.reloads("reloaded") == 1
+
+    run(scenario)
+
+
+def test_a_challenger_that_cannot_start_keeps_nobody_from_starting_or_going_back_and_joins_once_it_can(home, monkeypatch, caplog):
+    monkeypatch.setattr(follower, "FIRST_PAUSE", 0.2)
+    home.scripts[3].troubles = ["404"] * 1000
+
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        elsewhere.promote(2)
+        experiment = {"variants": variants(("champion", "champion", 0.5), ("challenger", "candidate", 0.5)), "shadow": 3}
+        async with following(home, experiment=experiment) as watched:
+            assert watched.champion == 2
+            line = elsewhere.rollback()
+            await watched.until(lambda: watched.table.sequence == line.number, seconds=2)
+            assert watched.champion == 1
+            await watched.until(lambda: watched.reloads("failed") >= 3)
+            assert 3 not in watched.table.versions
+            home.scripts[3].troubles.clear()
+            await watched.until(lambda: 3 in watched.table.versions)
+            assert watched.table.route("challenger", "x").version == 3
+
+    run(scenario)
+    assert caplog.text.count("Version 3 cannot be served") == 1
+
+
+def test_a_challenger_that_takes_its_time_to_start_delays_no_start_for_long_and_no_rollback(home, monkeypatch):
+    monkeypatch.setattr(follower, "PATIENCE", 0.2)
+    home.scripts[3].before = 60.0
+
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        elsewhere.promote(2)
+        experiment = {"variants": variants(("champion", "champion", 0.5), ("challenger", 3, 0.5))}
+        async with asyncio.timeout(10), following(home, experiment=experiment) as watched:
+            await watched.until(lambda: 1 in watched.table.versions)
+            monkeypatch.setattr(follower, "PATIENCE", 60.0)
+            line = elsewhere.rollback()
+            await watched.until(lambda: watched.table.sequence == line.number, seconds=2)
+            assert watched.champion == 1
+
+    run(scenario)
+
+
+def test_a_new_challenger_takes_over_from_the_one_before_without_a_gap(home):
+    home.scripts[3].before = 0.5
+
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        elsewhere.client.set_registered_model_alias("luthier", "candidate", "2")
+        experiment = {"variants": variants(("champion", "champion", 0.5), ("challenger", "candidate", 0.5))}
+        async with following(home, experiment=experiment) as watched:
+            elsewhere.client.set_registered_model_alias("luthier", "candidate", "3")
+            await watched.until(lambda: watched.table.experiment.variants[1].version == 3)
+            assert all(variant.version in live.engines for live in watched.lives for variant in live.table.experiment.variants)
 
     run(scenario)
 

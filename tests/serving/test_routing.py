@@ -206,6 +206,18 @@ def test_a_fallback_serves_the_control_and_leaves_the_assignment():
     assert table().route("luthier", subject, ready=lambda version: False).served == "challenger"
 
 
+def test_a_variant_and_a_shadow_without_an_engine_leave_their_users_to_the_control():
+    experiment = Experiment("e1", table().experiment.variants, shadow=8)
+    without = table(versions={3: "c" * 64}, aliases={"champion": 3}, experiment=experiment)
+    for able in (True, False):
+        route = without.route("luthier", someone("challenger"), ready=lambda version, able=able: able)
+        assert (route.assigned, route.served, route.version, route.shadow) == ("challenger", "champion", 3, None)
+    # who asks for it is told that it is not there
+    assert "challenger" not in without.models
+    with pytest.raises(ApiError):
+        without.route("challenger", "anybody")
+
+
 def test_the_shadow_answers_beside_all_but_itself():
     shadowed = table(experiment=Experiment("e1", table().experiment.variants, shadow=4))
     assert shadowed.route("luthier", someone("champion")).shadow == 4
@@ -228,8 +240,8 @@ def test_a_table_does_not_change():
     ("changes", "told"),
     [
         ({"versions": {3: "c" * 64}}, "which has no engine"),
+        ({"versions": {4: "d" * 64}, "aliases": {"candidate": 4}}, "champion is version 3, which has no engine"),
         ({"aliases": {"champion": 9}}, "give the variant another name"),
-        ({"experiment": Experiment("e", (Variant("a", 3, 1.0),), shadow=8)}, "shadow is version 8"),
     ],
 )
 def test_a_table_that_leads_nowhere_is_refused(changes, told):

@@ -243,7 +243,8 @@ def _announce(keys: "Keys", address: str, table: "RouteTable") -> None:
     from luthier.serving.keys import ADMIN_VARIABLE, CLIENT_VARIABLE
 
     for variant in table.experiment.variants:
-        click.echo(f"Version {variant.version} of {table.name} answers as {variant.name}, {variant.weight:.4g} of the users.")
+        told = "answers" if variant.version in table.versions else "is to answer once its engine starts"
+        click.echo(f"Version {variant.version} of {table.name} {told} as {variant.name}, {variant.weight:.4g} of the users.")
     made = keys.made.get(CLIENT_VARIABLE)
     click.echo(f"Chat:     {address}/{f'#key={made}' if made else ''}")
     click.echo(f"OpenAI:   base_url {address}/v1, api_key {made or f'one of {CLIENT_VARIABLE}'}")

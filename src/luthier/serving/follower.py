@@ -2,7 +2,8 @@
 
     poll the deployment log -> engines of what is needed -> swap the table -> warm what may be needed next -> drain the rest
 
-The table is swapped in one step between two requests. If an engine does not start, what was served before goes on.
+The table is swapped in one step between two requests. If the control's engine does not start, what was served before goes on.
+The control answers for another variant whose engine does not start: a challenger must not keep anybody from taking it back.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 120.0
 """Seconds after which what failed is tried again, at first and at most."""
+PATIENCE = 60.0
+"""Seconds that a change waits for the engines of challengers and the shadow; one of the control waits for none of them."""
 
 
 class Follower:
@@ -50,6 +53,8 @@ class Follower:
         self._serving: Experiment
         self._left: set[int] = set()
         """Versions that the last change took out of the experiment: kept ready, as people change their minds."""
+        self._absent: dict[int, tuple[float, float]] = {}
+        """Versions beside the control whose engines did not start -> seconds between two attempts, and when the next one is."""
         self._asked_for: set[int] = set()
         """Versions that are started for an administrator."""
         self._approach: asyncio.Task[None] | None = None
@@ -62,7 +67,7 @@ class Follower:
         """Start the engines that are needed, and return what is served.
 
         Raises:
-            UserError: if nothing was promoted yet, the experiment cannot be dealt, or an engine does not start.
+            UserError: if nothing was promoted yet, the experiment cannot be dealt, or the control's engine does not start.
         """
         standing = await self._look()
         needs_champion = CHAMPION in {variant.version for variant in self._experiment.variants}
@@ -76,7 +81,7 @@ class Follower:
             logger.warning("The experiment in %s is not used: %s.", self._kept, error)
             self._experiment = self._parameters.experiment
             return await self.begin()
-        await self._start(experiment)
+        await self._start(experiment, PATIENCE)
         self._standing, self._serving = standing, experiment
         return self._live(standing, experiment)
 
@@ -157,7 +162,7 @@ class Follower:
             self._asked_for = _versions(experiment)
             try:
                 with self._told():
-                    await self._start(experiment)
+                    await asyncio.gather(*(self._fleet.serve(version) for version in _versions(experiment)))
                     # that took its time: the registry may have moved on
                     standing = await self._look()
                     _dealt(asked, standing)
@@ -224,20 +229,21 @@ class Follower:
         """Serve what the registry says, once its engines answer.
 
         Raises:
-            UserError: if an engine does not start.
+            UserError: if the control's engine does not start.
             ValueError: if the experiment cannot be dealt.
         """
         try:
-            experiment = _dealt(self._experiment, standing)
-            await self._start(experiment)
-            while experiment != (dealt := _dealt(self._experiment, standing)):  # an administrator was faster
-                experiment = dealt
-                await self._start(experiment)
+            started = None
+            while started != (experiment := _dealt(self._experiment, standing)):  # an administrator may be faster
+                stays = experiment.control.version == self._serving.control.version
+                await self._start(experiment, PATIENCE if stays else 0.0)
+                started = experiment
         except Exception:
             self._warm()
             raise
         # from here on nothing is awaited: the table is of the engines that are there
         self._left = (_versions(self._serving) - _versions(experiment)) or self._left
+        self._absent = {version: when for version, when in self._absent.items() if version in _versions(experiment)}
         self._standing, self._serving = standing, experiment
         self._switch(self._live(standing, experiment))
         told = ", ".join(f"{one.name} is version {one.version} ({one.weight:.4g})" for one in experiment.variants)
@@ -245,11 +251,42 @@ class Follower:
         self._metrics.reload("reloaded")
         self._warm()
 
-    async def _start(self, experiment: Experiment) -> None:
-        await asyncio.gather(*(self._fleet.serve(version) for version in _versions(experiment)))
+    async def _start(self, experiment: Experiment, patience: float) -> None:
+        """Start the engines of an experiment, and wait for the control's; for the others so many seconds more.
+
+        Raises:
+            UserError: if the control's engine does not start.
+        """
+        control = experiment.control.version
+        others = [asyncio.create_task(self._attempt(version)) for version in _versions(experiment) - {control}]
+        try:
+            await self._fleet.serve(control)
+            if others:
+                await asyncio.wait(others, timeout=patience)
+        finally:
+            for attempt in others:
+                attempt.cancel()
+
+    async def _attempt(self, version: int) -> None:
+        """Start the engine of a version that the control can stand in for; tell it once if it does not start."""
+        try:
+            await self._fleet.serve(version)
+        except Exception as error:
+            self._metrics.reload("failed")
+            if version not in self._absent:
+                logger.error(
+                    "Version %d cannot be served, and its users get the control: %s",
+                    version,
+                    error,
+                    exc_info=None if isinstance(error, UserError) else error,
+                )
+            pause = min(2 * self._absent[version][0], LONGEST_PAUSE) if version in self._absent else FIRST_PAUSE
+            self._absent[version] = pause, time.monotonic() + pause
+        else:
+            self._absent.pop(version, None)
 
     def _live(self, standing: Standing, experiment: Experiment) -> Live:
-        """Return a table of all engines that are there."""
+        """Return a table of all engines that are there, the control's among them."""
         engines = self._fleet.running()
         named = {variant.name: variant.version for variant in experiment.variants}
         aliases = {alias: version for alias, version in standing.aliases.items() if version in engines}
@@ -263,11 +300,24 @@ class Follower:
             self._warming.cancel()
 
     def _warm(self) -> None:
-        """Start, behind the answers, what may be needed next, and end what is no longer needed."""
+        """Start, behind the answers, what is lacking and what may be needed next, and end what is no longer needed."""
         self._stop_warming()
         self._warming = asyncio.create_task(self._warm_up(self._standing, self._serving))
 
     async def _warm_up(self, standing: Standing, experiment: Experiment) -> None:
+        lacking = _versions(experiment) - self._fleet.running().keys()
+        joining = (self._join(version, standing, experiment) for version in lacking)
+        await asyncio.gather(self._keep_ready(standing, experiment), *joining)
+
+    async def _join(self, version: int, standing: Standing, experiment: Experiment) -> None:
+        """Start an engine that the experiment lacks, however often it takes, and give it its share."""
+        while version not in self._fleet.running():
+            _, due = self._absent.get(version, (0.0, 0.0))
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._attempt(version)
+        self._switch(self._live(standing, experiment))
+
+    async def _keep_ready(self, standing: Standing, experiment: Experiment) -> None:
         keep = _versions(experiment) | self._asked_for | (self._left & self._fleet.running().keys())
         for alias in self._parameters.engine.warm:
             version = standing.aliases.get(alias)

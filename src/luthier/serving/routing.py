@@ -158,6 +158,7 @@ class RouteTable:
     aliases: Mapping[str, int]
     """Alias -> version."""
     experiment: Experiment
+    """Only its control must have an engine: where another variant has none yet, the control answers."""
     sequence: int = 0
     """Number of the deployment log's line that it stands for."""
     name: str = "luthier"
@@ -168,21 +169,21 @@ class RouteTable:
         """Refuse a table that leads nowhere.
 
         Raises:
-            ValueError: if a variant, an alias or the shadow is of a version that has no engine, or one name means two versions.
+            ValueError: if the control or an alias is of a version that has no engine, or one name means two versions.
         """
         named = {variant.name: variant.version for variant in self.experiment.variants}
         clash = sorted(name for name in named.keys() & self.aliases.keys() if named[name] != self.aliases[name])
         if clash:
             meant = f"version {named[clash[0]]}, and version {self.aliases[clash[0]]} by the alias of that name"
             raise ValueError(f"the variant {clash[0]} is {meant}: give the variant another name")
-        names = {**self.aliases, **named}
-        needed = {**names, **({} if self.experiment.shadow is None else {"shadow": self.experiment.shadow})}
-        for name, version in needed.items():
+        control = self.experiment.control
+        for name, version in {**self.aliases, control.name: control.version}.items():
             if version not in self.versions:
                 raise ValueError(f"{name} is version {version}, which has no engine")
+        answering = {name: version for name, version in named.items() if version in self.versions}
         object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
-        object.__setattr__(self, "_names", MappingProxyType(names))
+        object.__setattr__(self, "_names", MappingProxyType({**self.aliases, **answering}))
 
     @property
     def models(self) -> list[str]:
@@ -199,8 +200,9 @@ class RouteTable:
         Args:
             asked: the name that the client gave.
             subject: who asks; a request without a subject is one of its own, and its id will do.
-            ready: tells whether a version's engine can answer. Where the assigned one cannot, the control answers, and the
-                assignment stays: what users of a failing variant get must not change which variant they are counted in.
+            ready: tells whether a version's engine can answer. Where the assigned one cannot, or is not there, the control
+                answers, and the assignment stays: what users of a failing variant get must not change which one they are
+                counted in.
 
         Raises:
             ApiError: 404 with the known names, if there is no such model.
@@ -209,9 +211,10 @@ class RouteTable:
             return self._chosen(asked)
         assigned = self.experiment.assign(subject)
         control = self.experiment.control
-        served = assigned if ready(assigned.version) or not ready(control.version) else control
+        is_there = assigned.version in self.versions
+        served = assigned if is_there and (ready(assigned.version) or not ready(control.version)) else control
         # a subject whose variant is the shadow's version has its answer already
-        shadow = None if self.experiment.shadow == served.version else self.experiment.shadow
+        shadow = self.experiment.shadow if self.experiment.shadow in self.versions.keys() - {served.version} else None
         return Route(served.version, self.versions[served.version], assigned.name, served.name, self.experiment.id, shadow)
 
     def fallback(self, route: Route) -> Route | None:
