@@ -214,6 +214,35 @@ def test_a_version_that_was_taken_back_while_its_engine_started_is_never_served(
     run(scenario)
 
 
+def test_a_promotion_is_followed_also_if_the_engines_start_was_just_being_given_up(home, monkeypatch):
+    start = Fleet._upstream
+
+    async def upstream(self, version, package):
+        try:
+            return await start(self, version, package)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1.0)  # as a process takes its time to end
+            raise
+
+    monkeypatch.setattr(Fleet, "_upstream", upstream)
+    home.scripts[3].before = 60.0
+
+    async def scenario():
+        elsewhere = home.registry()
+        elsewhere.promote(1)
+        async with following(home, engine={"warm": ["candidate"]}) as watched:
+            await watched.until(lambda: home.scripts[3].seen)
+            elsewhere.client.set_registered_model_alias("luthier", "candidate", "2")
+            await watched.until(lambda: watched.fleet._starting[3].cancelling())
+            home.scripts[3].before = 0.0
+            elsewhere.promote(3)
+            async with asyncio.timeout(10):
+                await watched.follower.reload()
+            assert watched.champion == 3
+
+    run(scenario)
+
+
 def test_a_server_without_the_model_gets_no_traffic_and_a_better_promotion_is_followed_at_once(home):
     async def scenario():
         elsewhere = home.registry()

@@ -80,7 +80,8 @@ class Fleet:
         leaving = self._leaving.pop(version, None)
         if leaving is not None:
             leaving.cancel()
-        known = self._starting.get(version)
+        while (known := self._starting.get(version)) is not None and known.cancelling() and not known.done():
+            await asyncio.wait({known})  # it is no longer wanted, and ends: its end is not for who wants it again
         if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
             known = self._starting[version] = asyncio.create_task(self._start(version))
         # who waits may be cancelled; others may wait for the same engine

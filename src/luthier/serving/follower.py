@@ -203,9 +203,9 @@ class Follower:
 
     def _towards(self, standing: Standing, anew: bool = False) -> asyncio.Task[None]:
         """Return the task that makes the registry's state what is served; whoever is on the way to another one is stopped."""
-        if self._approach is not None and self._approached == standing and not anew:
-            return self._approach
         if self._approach is not None:
+            if self._approached == standing and not anew and not self._approach.cancelled():
+                return self._approach
             self._approach.cancel()
         self._stop_warming()
         self._approached = standing
