@@ -339,6 +339,23 @@ def test_an_experiment_of_an_administrator_survives_a_restart_until_the_paramete
     run(scenario)
 
 
+def test_an_experiment_that_is_refused_leaves_no_engine_and_what_was_being_made_ready_comes(home):
+    home.scripts[3].before = 0.5
+    asked = ExperimentParameters(variants=variants(("a", "champion", 0.5), ("b", 2, 0.3), ("c", 17, 0.2)))
+
+    async def scenario():
+        home.registry().promote(1)
+        async with following(home) as watched:
+            await watched.until(lambda: home.scripts[3].seen)  # the candidate's engine is starting
+            await watched.fleet.serve(2)  # and that of the second variant is there at once
+            with pytest.raises(ApiError):
+                await watched.follower.set_experiment(asked)
+            await watched.until(lambda: set(watched.table.versions) == {1, 3})
+            await watched.until(lambda: set(watched.fleet.running()) == {1, 3})
+
+    run(scenario)
+
+
 def test_an_experiment_that_takes_its_time_undoes_no_rollback_and_is_not_cut_off_by_one(home):
     home.scripts[3].before = 1.0  # its engine takes a second to answer
     asked = ExperimentParameters(id="slow", variants=variants(("champion", "champion", 0.5), ("challenger", 3, 0.5)))

@@ -170,8 +170,12 @@ class Follower:
                         await asyncio.to_thread(keep_experiment, self._kept, self._parameters.experiment, asked)
                     self._experiment = asked
                     await self._arrive(standing, anew=True)
-            finally:
+            except BaseException:
                 self._asked_for = set()
+                if self._approach is None or self._approach.done():  # or that does so at its end
+                    self._warm()
+                raise
+            self._asked_for = set()
 
     async def close(self) -> None:
         """Start no more engines."""
