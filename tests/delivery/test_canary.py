@@ -66,26 +66,58 @@ def test_without_news_nobody_looks():
     assert len(looks) == 1
 
 
-def test_a_share_ends_however_often_the_gateway_is_away_and_if_it_cannot_that_is_told(monkeypatch):
-    asked, away = [], []
+class Gateway:
+    """One that deals what it is told, while it is there."""
 
-    def answered(method, url, *_, **__):
-        asked.append(url.rpartition("/")[2])
-        if away:
-            raise away.pop()
-        return {"experiment": {"id": "none", "variants": [{"weight": 1.0}], "shadow": None}}
+    def __init__(self):
+        self.runs = {"id": "none", "variants": [{"name": "champion", "version": "champion", "weight": 1.0}], "shadow": None}
+        self.asked, self.away = [], []
 
-    monkeypatch.setattr(canary, "ask", answered)
+    def ask(self, method, url, key, whom, body=None, **_):
+        self.asked.append(url.rpartition("/")[2])
+        if self.away and (trouble := self.away.pop()):
+            raise trouble
+        self.runs = body or self.runs
+        return {"experiment": self.runs}
+
+
+@pytest.fixture
+def gateway(monkeypatch):
+    made = Gateway()
+    monkeypatch.setattr(canary, "ask", made.ask)
     monkeypatch.setattr(canary.time, "sleep", lambda _: None)
-    experiment = plan(3, 0.1, datetime(2026, 1, 2, tzinfo=UTC))
+    return made
+
+
+EXPERIMENT = plan(3, 0.1, datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_a_share_ends_however_often_the_gateway_is_away_and_if_it_cannot_that_is_told(gateway):
     kept = []
-    with share_of("http://gateway", "key", experiment, kept.append):
-        away += [UserError("it is away")] * 3
-    assert asked == ["reload", *["experiment"] * 5]
-    assert [one.id for one in kept] == [experiment.id, f"{experiment.id}-ended"]
+    with share_of("http://gateway", "key", EXPERIMENT, kept.append):
+        gateway.away += [UserError("it is away")] * 3
+    assert gateway.asked == ["reload", "experiment", *["reload"] * 4, "experiment"]
+    assert [one.id for one in kept] == [EXPERIMENT.id, f"{EXPERIMENT.id}-ended"]
     stays_away = pytest.raises(UserError, match="is not ended: POST http://gateway/admin/experiment")
-    with stays_away, share_of("http://gateway", "key", experiment, kept.append):
-        away += [UserError("it is away")] * 99
+    with stays_away, share_of("http://gateway", "key", EXPERIMENT, kept.append):
+        gateway.away += [UserError("it is away")] * 99
+
+
+def test_what_somebody_else_began_meanwhile_goes_on(gateway, caplog):
+    kept = []
+    theirs = {**gateway.runs, "id": "shorter-answers"}
+    with share_of("http://gateway", "key", EXPERIMENT, kept.append):
+        gateway.runs = theirs
+    assert gateway.runs == theirs
+    assert [one.id for one in kept] == [EXPERIMENT.id]
+    assert "shorter-answers runs by now" in caplog.text
+
+
+def test_a_share_ends_also_if_the_gateway_was_still_about_to_deal_it(gateway):
+    gateway.away += [KeyboardInterrupt(), None]  # it is stopped before the gateway says that it deals the share
+    with pytest.raises(KeyboardInterrupt), share_of("http://gateway", "key", EXPERIMENT, lambda _: None):
+        pass
+    assert gateway.runs["id"] == f"{EXPERIMENT.id}-ended"
 
 
 @given(st.floats(0.0001, 0.9999))

@@ -3,6 +3,7 @@
     deal a share to it -> look, and look again -> it is decided, or the time is up -> the champion has all users again
 
 Whatever happens, the share ends here: a canary that is stopped, or whose machine is taken away politely, leaves nothing behind.
+What somebody else began meanwhile is left as it is.
 What decides is the experiment of the pipeline monitoring, whose tests hold at every look (docs/monitoring.md).
 """
 
@@ -71,7 +72,7 @@ def plan(version: int, share: float, at: datetime) -> ExperimentParameters:
 def share_of(
     gateway: str, key: str, experiment: ExperimentParameters, keep: Callable[[ExperimentParameters], None]
 ) -> Iterator[None]:
-    """Deal the users so; at the end, however it comes, the control has them all.
+    """Deal the users so; at the end, however it comes, the control has them all, unless another experiment runs by then.
 
     Args:
         gateway: its address.
@@ -100,13 +101,22 @@ def share_of(
     control = experiment.variants[0].model_copy(update={"weight": 1.0})
     ended = experiment.model_copy(update={"id": f"{experiment.id}-ended", "variants": (control,), **shadow})
     pauses: Sequence[float] = ()
+    ours = {experiment.id, running["id"]}  # a gateway that has not said that it deals the share may be about to
+
+    def end() -> None:
+        now = said("reload")["id"]
+        if now in ours:
+            deal(ended)
+        else:
+            logger.warning("The experiment %s runs by now, not %s: it goes on.", now, experiment.id)
+
     try:
         deal(experiment.model_copy(update=shadow))
-        pauses = PAUSES
+        pauses, ours = PAUSES, {experiment.id}
         yield
     finally:
         by_hand = f"The share of {experiment.id} is not ended: POST {gateway}/admin/experiment ends it."
-        _surely(lambda: deal(ended), pauses, by_hand)
+        _surely(end, pauses, by_hand)
 
 
 def _surely(end: Callable[[], None], pauses: Sequence[float], otherwise: str) -> None:
