@@ -55,6 +55,13 @@ def test_a_request_is_counted_under_what_it_was(metrics):
     }
 
 
+def test_what_a_shadow_says_is_timed_and_is_no_answer(metrics):
+    metrics.request("luthier", "luthier@3", 3, "champion", 1.0, finish="stop")
+    metrics.request("luthier", "luthier@4", 4, None, 1.0, finish="length", operation="shadow")
+    assert samples(metrics, "luthier_answers_total") == {("stop", "3", "champion"): 1}
+    assert sum(samples(metrics, "gen_ai_server_request_duration_seconds_count").values()) == 2
+
+
 def test_a_refused_request_is_counted_without_what_it_never_had(metrics):
     metrics.request("gpt-99", None, None, None, 0.001, error="model_not_found")
     key = ("model_not_found", "other", "none", "none", "none")

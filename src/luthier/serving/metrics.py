@@ -67,7 +67,9 @@ class Metrics:
             buckets=TOKENS,
             registry=registry,
         )
-        self._finished = Counter("luthier_answers", "By why they ended.", ("finish_reason", *_SERVED), registry=registry)
+        self._finished = Counter(
+            "luthier_answers", "To clients, by why they ended.", ("finish_reason", *_SERVED), registry=registry
+        )
         self._characters = Histogram(
             "luthier_input_characters", "Of the messages of a request.", buckets=CHARACTERS, registry=registry
         )
@@ -139,7 +141,7 @@ class Metrics:
             self._first_token.labels(*labels).observe(first_token_seconds)
             if completion_tokens is not None and completion_tokens > 1:
                 self._per_token.labels(*labels).observe((seconds - first_token_seconds) / (completion_tokens - 1))
-        if finish is not None:
+        if finish is not None and operation != "shadow":  # nobody got that answer
             self._finished.labels(finish, *labels[-2:]).inc()
         for kind, tokens in (("input", prompt_tokens), ("output", completion_tokens)):
             if tokens is not None:
