@@ -117,19 +117,6 @@ class Experiment:
         place = bucket(self.id, subject)
         return next(v for v in self.variants if self.ranges[v.name][0] <= place < self.ranges[v.name][1])
 
-    def moved(self, after: "Experiment") -> float:
-        """Return the share of subjects that have another variant in the experiment after this one."""
-        if after.id != self.id:
-            return 1.0 - sum(
-                one.weight * other.weight for one in self.variants for other in after.variants if one.name == other.name
-            )
-        stay = sum(_shared(held, after.ranges[name]) for name, held in self.ranges.items() if name in after.ranges)
-        return 1.0 - stay / BUCKETS
-
-
-def _shared(one: Range, other: Range) -> int:
-    return max(0, min(one[1], other[1]) - max(one[0], other[0]))
-
 
 @dataclass(frozen=True)
 class Route:
