@@ -27,6 +27,12 @@ QUESTIONS = [
 ]
 ASKED = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}] for text in QUESTIONS]
 
+# as Qwen3: empty thoughts stand before the last answer, and in no prompt
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def folders_in(folder: Path) -> FolderParameters:
     """Return the folders of a project in `folder`."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from luthier.text.prepare import Message
 
 logger = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 """Part of every key. A change of this code that changes answers, or how they are kept, raises it."""
 SECONDS_BETWEEN_LINES = 15.0
 Progress = Callable[[int], None]

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from luthier.configuration import FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
-from luthier.text.chat import check_template, encode, encode_prompt, end_tokens, learns_every_answer, writes_calls
+from luthier.text.chat import (
+    check_template,
+    encode,
+    encode_prompt,
+    end_tokens,
+    learns_every_answer,
+    settle_prompts,
+    spoken_answer,
+    writes_calls,
+)
 
 # none of them has {% generation %}
 TEMPLATES = {
@@ -22,17 +31,25 @@ TEMPLATES = {
     "default system": "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "thoughts before every answer": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n"
+    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "asks for nothing": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
 }
 FORGETS = (
     "{% for m in messages %}{{ m.role }}: {% if m.role != 'assistant' or loop.last %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-# as Qwen3: only the last answer has its (empty) thoughts
+# as Qwen3: only the last answer has its thoughts, empty ones if it has none, and a prompt has them only where a client says so
+EMPTY = "<think>\n\n</think>\n\n"
 THINKS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last and '</think>' not in m.content %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ m.content if loop.last else m.content.split('</think>')[-1].lstrip() }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}\n"
 )
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(
+# without the two noncharacters that mark special tokens: nobody's text holds them by right
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0\ufdd1"), min_size=1, max_size=30).filter(
     lambda text: text.strip() == text and "<|" not in text
 )
 CHATS = st.tuples(st.none() | TEXTS, st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3))
@@ -168,12 +185,63 @@ def test_of_a_template_that_rewrites_earlier_turns_the_last_answer_is_learnt(tok
     tokenizer.chat_template = template
     messages = messages_of(chat)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=False)
     prompt, encoded = encode_prompt(tokenizer, messages[:-1]), encode(tokenizer, messages)
     assert prompt == tokenizer(asked, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(encoded.input_ids) == text.rstrip("\n")
     assert encoded.input_ids[: len(prompt)] == prompt
     assert encoded.answers == [(len(prompt), len(encoded.input_ids))]
+
+
+@pytest.fixture
+def thinking(tokenizer):
+    """Return each tokenizer with a template like Qwen3's; its marks of thoughts are tokens, but not special ones."""
+    tokenizer.chat_template = THINKS
+    return tokenizer
+
+
+@given(chat=CHATS)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_empty_thoughts_are_asked_with_and_never_learnt(thinking, chat):
+    messages = messages_of(chat)
+    encoded = encode(thinking, messages)
+    ((begin, end),) = encoded.answers
+    assert thinking.decode(encoded.input_ids[begin:end]) == chat[1][-1][1] + "<|im_end|>"
+    assert spoken_answer(thinking, messages) == chat[1][-1][1]
+    assert thinking.decode(encode_prompt(thinking, messages[:-1])).endswith(f"assistant\n{EMPTY}")
+
+
+def test_a_call_is_asked_for_as_any_answer_is(thinking):
+    encoded = encode(thinking, calling("{}"))
+    prompt = encode_prompt(thinking, calling("{}")[:1])
+    assert encoded.input_ids[: len(prompt)] == prompt
+    assert thinking.decode(encoded.input_ids[len(prompt) :]) == "<tool_call>weather<|im_end|>"
+    # a template that ends them in different ways has nothing that every prompt could end with
+    thinking.chat_template = THINKS.replace("loop.last and", "not m.tool_calls and")
+    assert not thinking.decode(encode_prompt(thinking, calling("{}")[:1])).endswith(EMPTY)
+
+
+def test_thoughts_of_its_own_are_told_of_an_answer_that_would_be_learnt(thinking):
+    thought = ("a", "<think>\nhm\n</think>\n\nb")
+    with pytest.raises(UserError, match="thoughts of its own"):
+        encode(thinking, messages_of((None, [thought])))
+    assert encode(thinking, messages_of((None, [thought, ("c", "d")]))).answers
+    assert encode_prompt(thinking, messages_of((None, [thought, ("c", "d")]))[:-1])
+
+
+@given(chat=CHATS)
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("template", [THINKS, *TEMPLATES.values()])
+def test_a_settled_template_asks_by_itself_what_we_ask(tokenizer, tiny, template, chat):
+    tokenizer.chat_template = template or tiny.chat_template
+    messages = messages_of(chat)
+    prompt, encoded = encode_prompt(tokenizer, messages[:-1]), encode(tokenizer, messages)
+    for _ in range(2):
+        settle_prompts(tokenizer)
+        assert (encode_prompt(tokenizer, messages[:-1]), encode(tokenizer, messages)) == (prompt, encoded)
+        for thoughts in ({}, {"enable_thinking": False}):
+            asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True, **thoughts)
+            assert asked == tokenizer.decode(prompt)
 
 
 def test_a_template_that_rewrites_is_known(tokenizer, tiny):
@@ -185,8 +253,9 @@ def test_a_template_that_rewrites_is_known(tokenizer, tiny):
 def test_a_template_whose_prompt_is_not_what_its_answer_follows_is_refused_in_training_alone(tokenizer):
     tokenizer.chat_template = TEMPLATES["header"].replace("assistant\n\n{% endif", "assistant\n\n<think>{% endif")
     messages = messages_of((None, [("a", "b"), ("c", "d")]))
-    with pytest.raises(UserError, match="another prompt than the one that its answer follows"):
-        encode(tokenizer, messages)
+    for refused in (encode, lambda tokenizer, _: check_template(tokenizer)):
+        with pytest.raises(UserError, match="another prompt than the one that its answer follows"):
+            refused(tokenizer, messages)
     assert tokenizer.decode(encode_prompt(tokenizer, messages[:-1])).count("<|im_start|>") == 4
 
 

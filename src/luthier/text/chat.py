@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -57,9 +59,12 @@ def _shield(special: re.Pattern[str], text: str) -> str:
     return special.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", text.replace(_OPEN, "").replace(_CLOSE, ""))
 
 
+_ASKED: dict[str, Any] = {"role": "user", "content": "a"}
+
+
 def _probe_of_calls(arguments: Any) -> list[dict[str, Any]]:
     call = {"id": "call00001", "type": "function", "function": {"name": "probe_of_calls", "arguments": arguments}}
-    return [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return [_ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
 @lru_cache(maxsize=8)
@@ -158,21 +163,58 @@ def check_template(tokenizer: Any) -> None:
     """Make sure that the tokenizer can be trained with.
 
     Raises:
-        UserError: if it has no chat template.
+        UserError: if it has no chat template, or one whose prompts are not what answers follow.
     """
     if not tokenizer.chat_template:
         raise UserError("The base model's tokenizer has no chat template: choose an instruction-tuned model (model.base).")
+    with suppress(TemplateError):  # it may know other orders of turns
+        encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 
 
 def writes_calls(tokenizer: Any) -> bool:
     """Tell whether the chat template writes an assistant's tool calls: many leave them out without a word."""
+    return "probe_of_calls" in _probed_call(tokenizer)
+
+
+def _probed_call(tokenizer: Any) -> str:
+    """Return what the template makes of a question that is answered with a call; nothing if it fails at it."""
     arguments: Any = {"probed": 1}
     if not _takes_objects(tokenizer, str(tokenizer.chat_template)):
         arguments = compact_json(arguments)
     try:
-        return "probe_of_calls" in _texts(tokenizer, [_probe_of_calls(arguments)], ask=False)[0]
+        return _texts(tokenizer, [_probe_of_calls(arguments)], ask=False)[0]
     except (TemplateError, TypeError):
-        return False
+        return ""
+
+
+@lru_cache(maxsize=8)
+def _lead(tokenizer: Any, _template: str) -> str:
+    """Return what the template writes between the prompt and whatever is answered, such as Qwen3's empty thoughts.
+
+    It is no part of an answer, so it goes with the prompt; a space stays with the word behind it, as tokenizers have it.
+    """
+    told = [[_ASKED, {"role": "assistant", "content": content}] for content in ("b", "c")]
+    try:
+        (prompt,), texts = _texts(tokenizer, [[_ASKED]], ask=True), _texts(tokenizer, told, ask=False)
+    except (TemplateError, TypeError):
+        return ""
+    if writes_calls(tokenizer):
+        texts.append(_probed_call(tokenizer))
+    both = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False)))
+    return both.removeprefix(prompt).rstrip(" ") if both.startswith(prompt) else ""
+
+
+def settle_prompts(tokenizer: Any) -> None:
+    """Let the tokenizer's template itself end a prompt where the answer begins: for programs that apply it on their own."""
+    lead = _lead(tokenizer, str(tokenizer.chat_template))
+    if not lead:
+        return
+    unthinking = tokenizer.apply_chat_template([_ASKED], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    # a client of such a program may write `enable_thinking: false`, as Qwen3's knows it, and have the same prompt
+    when = "add_generation_prompt and enable_thinking | default(true)" if unthinking.endswith(lead) else "add_generation_prompt"
+    # Jinja drops the line feed at the end of a template, and would keep it here
+    template = tokenizer.get_chat_template().removesuffix("\n")
+    tokenizer.chat_template = f'{template}{{{{ {json.dumps(lead, ensure_ascii=False)} if {when} else "" }}}}'
 
 
 def learns_every_answer(tokenizer: Any) -> bool:
@@ -192,7 +234,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     Raises:
         jinja2.TemplateError: if the template refuses the conversation.
     """
-    text = _text(tokenizer, messages, ask=True)
+    text = _text(tokenizer, messages, ask=True) + _lead(tokenizer, str(tokenizer.chat_template))
     if all(message["role"] != "assistant" for message in messages):
         return _ids(tokenizer, text)
     try:
@@ -220,12 +262,14 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
     The text is cut where an answer begins and ends and the pieces are tokenised apart, so the tokens of a prompt are
     the same whether an answer follows (training) or not (generation), whatever merges the tokenizer has. It works for
     templates without `{% generation %}`. Masks go by position, never by token id: padding may equal the end marker.
+    What the template writes before any answer, as Qwen3's writes empty thoughts, ends the prompt and is not learnt.
     Where a template rewrites earlier turns when later ones follow, as Qwen3's takes out their thoughts, no text holds the
     earlier answers as they are asked for: only those from the last rewriting on are learnt.
     A text without any other turn is no conversation: it is tokenised as it stands, with the end of a sequence after it.
 
     Raises:
-        UserError: if the prompt of an answer is not what the text with the answer begins with, so that no cut is exact.
+        UserError: if the prompt of an answer is not what the text with the answer begins with, so that no cut is exact: such
+            as of an answer with thoughts of its own, where the prompts end with empty ones.
         jinja2.TemplateError: if the template refuses a conversation, such as one with a system turn.
     """
     befores, afters, owners = [], [], []
@@ -241,21 +285,24 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
                 afters.append(shielded[: turn + 1])
                 owners.append(number)
     done, last, first = "", -1, 0
+    faults: dict[int, str] = {}
+    lead = _lead(tokenizer, str(tokenizer.chat_template)) if owners else ""
     asked, answered = _texts(tokenizer, befores, ask=True), _texts(tokenizer, afters, ask=False)
     for number, before, whole in zip(owners, asked, answered, strict=True):
         if number != last:
             done, first = "", len(pieces)
         after = whole.rstrip("\n")
-        if not after.startswith(before):
-            raise UserError(
-                "The chat template writes another prompt than the one that its answer follows: they cannot be told apart. "
-                "Choose another model.base."
-            )
         if not before.startswith(done):
             del pieces[first:]
+            faults.pop(number, None)
             done = ""
-        pieces += [(number, before.removeprefix(done), False), (number, after.removeprefix(before), True)]
+        prompt = before if after == before else before + lead  # of an answer that the template leaves out nothing is written
+        if not after.startswith(prompt):
+            faults[number] = _fault(lead if after.startswith(before) else "")
+        pieces += [(number, prompt.removeprefix(done), False), (number, after.removeprefix(prompt), True)]
         done, last = after, number
+    if faults:
+        raise UserError(next(iter(faults.values())))
     found = [Encoded([], []) for _ in conversations]
     for (number, _, learn), ids in zip(pieces, _ids_of_all(tokenizer, [text for _, text, _ in pieces]), strict=True):
         tokens = found[number].input_ids
@@ -263,6 +310,16 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> li
             found[number].answers.append((len(tokens), len(tokens) + len(ids)))
         tokens.extend(ids)
     return found
+
+
+def _fault(lead: str) -> str:
+    """Say why a prompt and its answer cannot be told apart."""
+    if lead:
+        return f"The answer has thoughts of its own, where the chat template's prompts end with {lead!r}: take them out."
+    return (
+        "The chat template writes another prompt than the one that its answer follows: they cannot be told apart. "
+        "Choose another model.base."
+    )
 
 
 def spoken_answer(tokenizer: Any, messages: Sequence[Message]) -> str:

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from sharp import with_template
+from sharp import THINKS, with_template
 from tables import record, serial, split_records
 
 from luthier.configuration import FolderParameters, ModelParameters
@@ -135,6 +135,15 @@ def test_rows_that_the_template_refuses_are_counted_with_its_words(base, tmp_pat
     examples, dropped = run(split_records(rows), refusing)
     assert {row["id"] for row in examples} == {f"r{n}" for n in range(2, 8)}
     assert {row["reason"] for row in dropped} == {"the base model's chat template refuses it: System role not supported"}
+
+
+def test_answers_with_thoughts_of_their_own_are_counted_where_prompts_end_with_empty_ones(base, tmp_path):
+    thinks = with_template(base, tmp_path / "thinks", THINKS.replace("loop.last", "loop.last and '</think>' not in m.content"))
+    rows = [record(f"question {n}", "<think>\nhm\n</think>\n\nsunny" if n < 2 else "sunny", f"r{n}") for n in range(8)]
+    examples, dropped = run(split_records(rows), thinks)
+    assert {row["id"] for row in examples} == {f"r{n}" for n in range(2, 8)}
+    assert all("thoughts of its own" in row["reason"] for row in dropped)
+    assert len(dropped) == 2
 
 
 def test_what_a_template_leaves_out_is_counted_and_dropped(base, tmp_path):

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from sharp import THINKS, with_template
 
 from luthier.artefacts import staged, verify
 from luthier.configuration import ModelParameters
 from luthier.errors import UserError
-from luthier.models import load_tuned, resolve_base
+from luthier.models import load_tokenizer, load_tuned, resolve_base
 from luthier.packages import PackagedModel, load_package
 from luthier.pipelines.deployment.export import export
 from luthier.text.prepare import conversation
@@ -142,13 +144,17 @@ def test_nothing_is_exported_over_something_or_from_what_is_refused(base, tuned,
     assert not (tmp_path / "refused").exists()
 
 
-def test_the_same_conversation_is_asked_as_in_training(base, tuned, tmp_path):
+@pytest.mark.parametrize("template", [None, THINKS])
+def test_the_same_conversation_is_asked_as_in_training(base, tuned, tmp_path, template):
     from transformers import AutoTokenizer
 
     from luthier.text.chat import encode_prompt
 
+    if template:
+        base = replace(with_template(base, tmp_path / "thinks", template), identity=base.identity)
     package = make(tmp_path / "package", base, tuned)
     exported = export(package.folder, tmp_path / "exported")
     messages = conversation({"body": TEXTS[0], "answer": "x"}, PROMPT)[:-1]
     plain = AutoTokenizer.from_pretrained(exported.folder).apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert plain == encode_prompt(load_package(package.folder, torch.float32)[1], messages)
+    for tokenizer in (load_package(package.folder, torch.float32)[1], load_tokenizer(base)):
+        assert plain == encode_prompt(tokenizer, messages)

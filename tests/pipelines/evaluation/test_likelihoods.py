@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sharp import sharp_tiny
+from sharp import THINKS, sharp_tiny
 
 from luthier.likelihood import IGNORED, Example, SupervisedNll, collate, micro_batches
 from luthier.pipelines.evaluation.likelihoods import (
@@ -71,6 +71,22 @@ def test_the_likelihood_of_labels_is_that_of_their_tokens(tiny):
                 (whole,) = right_answers(tiny[1], [before], [text])
                 whole.labels[(whole.labels == tiny[1].eos_token_id).nonzero()[-1]] = IGNORED
                 assert value == pytest.approx(-by_hand(tiny[0], whole), rel=1e-3, abs=1e-2)
+
+
+SPACED = "{% for m in messages %}{{ '[/INST] ' if m.role == 'assistant' else '[INST] ' }}{{ m.content }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [THINKS, SPACED])
+def test_a_label_ends_where_it_ends_whatever_the_template_writes_before_an_answer(tiny, template, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    turns, _ = asked(["where is it"])
+    begins = '{"urgency":"low","intent":'
+    (found,) = label_log_likelihoods(*tiny, turns, [begins + '"praise","order":null}'], LABELS, "intent", 4096)
+    for value, label in zip(found, LABELS, strict=True):
+        (whole,) = right_answers(tokenizer, turns, [begins + label])
+        whole.labels[(whole.labels == tokenizer.eos_token_id).nonzero()[-1]] = IGNORED
+        assert value == pytest.approx(-by_hand(model, whole), rel=1e-3, abs=1e-2)
 
 
 def test_a_label_that_is_the_answer_is_told_from_one_that_goes_on(tiny):

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharp import THINKS, sharp_tiny
 from sklearn.metrics import f1_score
 
 from luthier.pipelines.evaluation.score import MODELS, _macro_f1, compare, fields_of, score_answers, worst_errors
+from luthier.text.chat import encode
 from luthier.text.prepare import compact_json
 
 SCHEMA = {
@@ -54,6 +56,16 @@ def test_the_right_answer_is_right(expected):
     assert found["exact_match"]
     assert found["valid"]
     assert found["field_accuracy"] == 1
+
+
+def test_who_writes_what_was_learnt_is_right_also_where_a_template_thinks_before_it_answers(tmp_path):
+    tokenizer = sharp_tiny(tmp_path)[1]
+    tokenizer.chat_template = THINKS
+    encoded = encode(tokenizer, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": EXPECTED}])
+    begin, end = encoded.answers[-1]
+    found = judge(tokenizer.decode(encoded.input_ids[begin:end], skip_special_tokens=True))
+    assert found["valid"]
+    assert found["exact_match"]
 
 
 def test_the_order_of_keys_and_spaces_do_not_matter():

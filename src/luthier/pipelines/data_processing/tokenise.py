@@ -55,9 +55,10 @@ def _encoded(tokenizer: Any, conversations: list[list[Message]]) -> list[Encoded
         return ["the base model's chat template leaves out tool calls" if calls else next(left) for calls in calling]
     try:
         return list(encode_all(tokenizer, conversations))
-    except TemplateError as error:
+    except (TemplateError, UserError) as error:
         if len(conversations) == 1:
-            return [f"the base model's chat template refuses it: {error}"]
+            why = "the base model's chat template refuses it: " if isinstance(error, TemplateError) else ""
+            return [f"{why}{str(error).rstrip('.')}"]
         return [own for messages in conversations for own in _encoded(tokenizer, [messages])]
 
 

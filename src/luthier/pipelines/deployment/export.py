@@ -8,6 +8,7 @@ from luthier.artefacts import staged
 from luthier.models import Base, ModelDirectory
 from luthier.packages import facts_of, load_package
 from luthier.packages.contents import TEMPLATE
+from luthier.text.chat import settle_prompts
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -29,6 +30,7 @@ def export(package: Path, folder: Path, precision: str | None = None, base: Base
 
     dtype = DTYPES[precision] if precision else facts_of(package)["dtype"]
     model, tokenizer, _ = load_package(package, getattr(torch, dtype), base=base)
+    settle_prompts(tokenizer)
     with staged(folder) as staging:
         save_plain(model, tokenizer, staging)
     return ModelDirectory(folder)

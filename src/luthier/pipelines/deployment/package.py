@@ -20,7 +20,7 @@ from luthier.pipelines.deployment.export import DTYPES, save_plain
 from luthier.pipelines.deployment.model_card import Facts, model_card
 from luthier.pipelines.deployment.parameters import DeploymentParameters
 from luthier.pipelines.deployment.signature import sign
-from luthier.text.chat import end_tokens
+from luthier.text.chat import end_tokens, settle_prompts
 from luthier.text.prepare import PromptSettings
 
 Json = dict[str, Any]
@@ -72,6 +72,7 @@ def make_package(target: Path, made_of: Ingredients, parameters: DeploymentParam
     problem = template_problem(tokenizer.chat_template or "")
     if problem:
         raise UserError(f"The chat template of {made_of.base.name} {problem}; choose an instruction-tuned model (model.base).")
+    settle_prompts(tokenizer)
     with staged(target) as staging:
         if parameters.kind == "merged":
             saved = _save_merged(staging, made_of, tokenizer, DTYPES[_precision(parameters)])

@@ -120,8 +120,11 @@ def _until_label(tokenizer: Any, turns: Sequence[Message], answer: str, end: int
     begin, stop = encoded.answers[-1]
     if end is not None:
         # tokens that begin before the label's end: the last one may hold more than the label, the same for all labels
-        places = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        stop = begin + sum(start < end for start, _ in places)
+        spoken = str(tokenizer.decode(encoded.input_ids[begin:stop]))
+        before = max(0, spoken.find(answer))  # a space that the template writes in front of every answer
+        text = spoken[: before + len(answer)]
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        stop = begin + sum(start < before + end for start, _ in places)
     ids = torch.tensor(encoded.input_ids[:stop])
     labels = torch.full_like(ids, IGNORED)
     labels[begin - 1 : -1] = ids[begin:]

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from luthier.configuration import Parameters
 from luthier.errors import UserError, did_you_mean
+from luthier.text.chat import settle_prompts
 
 FIGURES = ["model", "task", "metric", "filter", "examples", "value", "low", "high", "higher_is_better"]
 
@@ -73,6 +74,7 @@ def run_lm_eval(name: str, model: Any, tokenizer: Any, parameters: LmEval, folde
     if not parameters.tasks:
         return pd.DataFrame(columns=FIGURES)
     manager = task_manager(parameters, folder)
+    settle_prompts(tokenizer)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
