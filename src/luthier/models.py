@@ -171,6 +171,21 @@ def _from_hub(name: str, revision: str | None) -> Base:
     return Base(name, folder, f"{name}@{folder.name}")
 
 
+def context_of(base: Base) -> int | None:
+    """Return how many tokens a base model can hold, prompt and answer together; None if nothing limits them.
+
+    Raises:
+        UserError: if its configuration cannot be read without running code of its own.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(base: Base) -> Any:
     """Load the tokenizer of a base model."""
     from transformers import AutoTokenizer

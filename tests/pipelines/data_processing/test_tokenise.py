@@ -8,10 +8,12 @@ import pytest
 from sharp import THINKS, with_template
 from tables import record, serial, split_records
 
-from luthier.configuration import FolderParameters, ModelParameters
+from luthier.artefacts import MANIFEST
+from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.errors import UserError
 from luthier.models import load_tokenizer, resolve_base
-from luthier.pipelines.data_processing.parameters import Tokenise
+from luthier.pipelines.data_processing.nodes import ingest_rows
+from luthier.pipelines.data_processing.parameters import DataProcessingParameters, Tokenise
 from luthier.pipelines.data_processing.tokenise import tokenise
 from luthier.pipelines.training.nodes import plan_training
 from luthier.pipelines.training.parameters import TrainingParameters
@@ -100,6 +102,25 @@ def test_training_refuses_tokens_of_another_vocabulary_or_template(base, tmp_pat
     (other.folder / "manifest.json").unlink()  # a folder of a user's
     with pytest.raises(UserError, match=r"are tokens of tiny:llama@\w+, whose vocabulary or chat template is another: run data"):
         plan(other)
+
+
+def test_examples_beyond_the_context_of_the_base_are_refused_before_the_first_row(base, tmp_path):
+    config = json.loads((base.folder / "config.json").read_text())
+    narrow = with_template(base, tmp_path / "narrow", "{{ messages[0].content }}")
+    (narrow.folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    (narrow.folder / MANIFEST).unlink()
+    told = r"tokenise\.max_tokens is 65.*write 64 at most"
+    with pytest.raises(UserError, match=told):
+        run(records([5, 5]), narrow, max_tokens=65)
+    folders = FolderParameters(root=str(tmp_path), base_models=str(tmp_path), shards=str(tmp_path / "shards"), work=str(tmp_path))
+    with pytest.raises(UserError, match=told):
+        ingest_rows(
+            DataParameters(path="nothing.jsonl"),
+            ModelParameters(base="narrow"),
+            DataProcessingParameters(tokenise=Tokenise(max_tokens=65)),
+            folders,
+        )
+    assert run(records([5, 5]), base, max_tokens=config["max_position_embeddings"])[0]
 
 
 CALLS = json.dumps([{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}])

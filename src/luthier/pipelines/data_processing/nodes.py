@@ -42,7 +42,8 @@ def ingest_rows(
     data: DataParameters, model: ModelParameters, parameters: DataProcessingParameters, folders: FolderParameters
 ) -> tuple[Shards, list[dict[str, Any]]]:
     """Read the user's files into rows with their line numbers, and say what each source looks like."""
-    resolve_base(model, folders)  # the last step needs its tokenizer: that there is no such model is told before the first
+    # the last step needs the model: what is wrong with it is told before the first
+    tokens.check_context(resolve_base(model, folders), parameters.tokenise)
     executor = _executor(parameters, folders)
     rows, files = ingest.ingest(data, folders, executor, parameters.executor.rows_per_shard)
     shapes_of = validate.recognise_shapes(rows, data)

@@ -85,7 +85,7 @@ class Tokenise(Parameters):
     """Limits of an example."""
 
     max_tokens: int = Field(default=1024, ge=8)
-    """Tokens of an example."""
+    """Tokens of an example: at most as many as the base model can read."""
     too_long: Literal["drop", "drop_oldest_turns", "cut_end"] = "drop"
     """A longer conversation is dropped, or loses its oldest turns, or its end: a cut answer teaches the model to stop early."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from luthier.errors import UserError
 from luthier.executors import Executor, Task
-from luthier.models import Base, load_tokenizer, tokenizer_identity
+from luthier.models import Base, context_of, load_tokenizer, tokenizer_identity
 from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import Tokenise
 from luthier.records import DROPPED, EXAMPLE
@@ -122,6 +122,20 @@ def _why(dropped: Shards) -> str:
     return f"{count:,} are left out: {reason}. If that is a mistake, {change}."
 
 
+def check_context(base: Base, parameters: Tokenise) -> None:
+    """Make sure that the base model can read the longest example: what is longer it learns without positions of its own.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    context = context_of(base)
+    if context is not None and parameters.max_tokens > context:
+        raise UserError(
+            f"data_processing.tokenise.max_tokens is {parameters.max_tokens}, more than {base.name} can read: "
+            f"write {context} at most, or choose another model.base."
+        )
+
+
 def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Executor) -> tuple[Shards, Shards]:
     """Encode each conversation by the chat template.
 
@@ -129,8 +143,10 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
         the examples, in the order of the records, and what was dropped.
 
     Raises:
-        UserError: if the tokenizer has no chat template, or no example is left to train or to test on.
+        UserError: if the tokenizer has no chat template, examples may be longer than the base's context, or none is left to
+            train or to test on.
     """
+    check_context(base, parameters)
     tokenizer = load_tokenizer(base)
     check_template(tokenizer)
     if not learns_every_answer(tokenizer):

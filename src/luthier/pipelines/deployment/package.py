@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from luthier.artefacts import hash_of_file, is_complete, read_manifest, staged
 from luthier.errors import UserError
-from luthier.models import PACKAGED, Base, ModelDirectory, load_tokenizer, load_tuned
+from luthier.models import PACKAGED, Base, ModelDirectory, context_of, load_tokenizer, load_tuned
 from luthier.packages.check import check_package, mlmodel
 from luthier.packages.contents import FACTS, INDEX, MLMODEL, OF_KIND, PROMPT, REQUIRED, TEMPLATE
 from luthier.packages.templates import template_problem
@@ -109,7 +109,6 @@ def _save_merged(folder: Path, made_of: Ingredients, tokenizer: Any, dtype: str)
 def _save_adapter(folder: Path, made_of: Ingredients, tokenizer: Any) -> Saved:
     """Save the adapter as it was trained."""
     from safetensors import safe_open
-    from transformers import AutoConfig
 
     tuned, base = made_of.tuned, made_of.base
     manifest = tuned.manifest
@@ -126,11 +125,10 @@ def _save_adapter(folder: Path, made_of: Ingredients, tokenizer: Any) -> Saved:
     _generation(tokenizer, made_of.max_new_tokens).save_pretrained(folder)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - it is no dictionary
-    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False).get_text_config()
     return Saved(
         str(tensors[0].dtype).removeprefix("torch."),
         sum(tensor.numel() for tensor in tensors),
-        getattr(config, "max_position_embeddings", None),
+        context_of(base),
     )
 
 
