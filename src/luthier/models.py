@@ -187,11 +187,18 @@ def context_of(base: Base) -> int | None:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Load the tokenizer of a base model."""
+    """Load the tokenizer of a base model.
+
+    Raises:
+        UserError: if the folder has none that can be loaded without running code of its own.
+    """
     from transformers import AutoTokenizer
 
-    # said, or it is taken from the environment (HF_HUB_OFFLINE) and written into what is saved
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    try:
+        # said, or it is taken from the environment (HF_HUB_OFFLINE) and written into what is saved
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: the tokenizer of {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

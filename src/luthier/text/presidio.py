@@ -47,7 +47,20 @@ def load_recognizer(settings: PresidioSettings) -> Recognizer:
     Raises:
         UserError: if Presidio or the pipeline is not installed, is of another language, or does not know an entity.
     """
-    return _load(settings.language, settings.model, tuple(sorted(settings.entities.items())), settings.min_score)
+    return _load(*_parts(settings))
+
+
+def check_recognizer(settings: PresidioSettings) -> None:
+    """Make sure that `load_recognizer` can load; nothing is kept, for it is other processes that need it.
+
+    Raises:
+        UserError: as `load_recognizer`.
+    """
+    _load.__wrapped__(*_parts(settings))
+
+
+def _parts(settings: PresidioSettings) -> tuple[str, str, tuple[tuple[str, AnyKind], ...], float]:
+    return settings.language, settings.model, tuple(sorted(settings.entities.items())), settings.min_score
 
 
 def pipeline_version(model: str) -> str:

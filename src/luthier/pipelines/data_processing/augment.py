@@ -53,6 +53,11 @@ class Augment(Parameters):
     protect: list[str] | None = None
     """Fields of a JSON answer (`order`, `customer.name`) whose text, where the message holds it, must survive; null: all."""
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the records stay as they are."""
+        return not self.copies and self.rebalance == "none"
+
 
 def load_paraphrases(path: str) -> dict[str, list[str]]:
     """Read phrases and their alternatives from YAML (`.yml`, `.yaml`) or JSONL.

@@ -8,6 +8,7 @@ record of which most is known is dropped.
 import json
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 Hashes = NDArray[np.uint64]
 BENCHMARKS = "data_processing.decontaminate.benchmarks"
 RENAME = "Rename the benchmark's columns: to those of a shape, or to those that the templates of `data` read."
+ROWS_TO_RECOGNISE = 200
 _BITS = 24
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -103,8 +105,7 @@ def reference_file(out: Path, location: str, shown: str, size: int, settings: Pr
     read_rows = [(line, *as_json(row, error)) for line, row, error in read(location, "auto", shown, BENCHMARKS)]
     rows = [(line, json.loads(text)) for line, text, error in read_rows if not error]
     skipped = [f"line {line}: {error}" for line, _, error in read_rows if error]
-    columns = columns_of_template(settings.user) if settings.user else frozenset[str]()
-    shape = shapes.recognise([row for _, row in rows[:200]], columns, f"{BENCHMARKS}: {shown}", RENAME)
+    shape = _recognise([row for _, row in rows[:ROWS_TO_RECOGNISE]], settings.user, shown)
     names, texts = [], []
     for line, row in rows:
         try:
@@ -120,6 +121,28 @@ def reference_file(out: Path, location: str, shown: str, size: int, settings: Pr
         )
     (out / "skipped.json").write_text(json.dumps(skipped), encoding="utf-8")
     _write_references(out, names, texts, size)
+
+
+def _recognise(rows: Sequence[dict[str, Any]], user: str | None, shown: str) -> shapes.Shape:
+    columns = columns_of_template(user) if user else frozenset[str]()
+    return shapes.recognise(rows, columns, f"{BENCHMARKS}: {shown}", RENAME)
+
+
+def check_benchmark(path: str, user: str | None, folders: FolderParameters) -> None:
+    """Look at the first rows of a benchmark's files.
+
+    Args:
+        path: a file, a folder or a glob.
+        user: the template of the user's turn, if there is one.
+        folders: where the project stands.
+
+    Raises:
+        UserError: if there is no such file, or one cannot be read, or its rows are of no known shape.
+    """
+    for location in find_files(path, folders, BENCHMARKS):
+        shown = location.removeprefix(folders.root + "/")
+        texts = (as_json(row, error) for _, row, error in read(location, "auto", shown, BENCHMARKS))
+        _recognise([json.loads(text) for text, _ in islice((one for one in texts if not one[1]), ROWS_TO_RECOGNISE)], user, shown)
 
 
 def _asked(row: dict[str, Any], shape: shapes.Shape, settings: PromptSettings) -> list[Message]:

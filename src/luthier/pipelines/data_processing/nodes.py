@@ -20,6 +20,7 @@ from luthier.pipelines.data_processing import decontaminate as contamination
 from luthier.pipelines.data_processing import deduplicate as duplicates
 from luthier.pipelines.data_processing import split as splits
 from luthier.pipelines.data_processing import tokenise as tokens
+from luthier.pipelines.data_processing.beforehand import check_needs
 from luthier.pipelines.data_processing.messages import turns
 from luthier.pipelines.data_processing.parameters import DataProcessingParameters
 from luthier.pipelines.data_processing.previous import PreviousSplits
@@ -42,8 +43,7 @@ def ingest_rows(
     data: DataParameters, model: ModelParameters, parameters: DataProcessingParameters, folders: FolderParameters
 ) -> tuple[Shards, list[dict[str, Any]]]:
     """Read the user's files into rows with their line numbers, and say what each source looks like."""
-    # the last step needs the model: what is wrong with it is told before the first
-    tokens.check_context(resolve_base(model, folders), parameters.tokenise)
+    check_needs(data, model, parameters, folders)
     executor = _executor(parameters, folders)
     rows, files = ingest.ingest(data, folders, executor, parameters.executor.rows_per_shard)
     shapes_of = validate.recognise_shapes(rows, data)
@@ -197,7 +197,7 @@ def _augment_shard(out: Path, file: Path, labels: dict[str, int], paraphrases: A
 def augment_records(records: Shards, parameters: DataProcessingParameters, seed: int, folders: FolderParameters) -> Shards:
     """Add altered copies of training records, if asked for."""
     settings = parameters.augment
-    if not settings.copies and settings.rebalance == "none":
+    if settings.is_off:
         return records
     executor = _executor(parameters, folders)
     paraphrases = augmenting.load_paraphrases(folders.locate(settings.paraphrases)) if settings.paraphrases else {}

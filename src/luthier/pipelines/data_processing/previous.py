@@ -11,6 +11,7 @@ from luthier.errors import UserError
 from luthier.pipelines.data_processing.shingles import Hashes
 from luthier.records import SPLIT_TABLE
 
+WHERE = "data_processing.split.previous"
 SPLITS = ("train", "validation", "test")
 
 
@@ -23,12 +24,11 @@ class PreviousSplits:
         Raises:
             UserError: if there is none at `path`, or it is none of ours.
         """
+        files = split_table_files(path)
         try:
-            table = pa.concat_tables(pq.read_table(file) for file in _files(Path(path)))
+            table = pa.concat_tables(pq.read_table(file) for file in files)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"data_processing.split.previous: {path} cannot be read as a split table: {error}") from error
-        if not table.schema.equals(SPLIT_TABLE):
-            raise UserError(f"data_processing.split.previous: {path} is no split table (columns {', '.join(table.column_names)})")
+            raise UserError(f"{WHERE}: {path} cannot be read as a split table: {error}") from error
         content, cluster = (as_numbers(table.column(name).to_pylist()) for name in ("content_hash", "cluster"))
         codes = {name: number for number, name in enumerate(SPLITS)}
         split = np.array([codes.get(name, -1) for name in table.column("split").to_pylist()], np.int8)
@@ -79,8 +79,24 @@ def _places(known: Hashes, hashes: Hashes) -> NDArray[np.int64]:
     return np.where((known[place] == hashes).all(1), place, -1)
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+def split_table_files(path: str) -> list[Path]:
+    """Return the files of a split table, of which no row is read.
+
+    Raises:
+        UserError: if there is none at `path`, or it is none of ours.
+    """
+    place = Path(path)
+    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    try:
+        schemas = [pq.read_schema(file) for file in files]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{WHERE}: {path} cannot be read as a split table: {error}") from error
+    if not files:
+        raise UserError(f"{WHERE}: {path} cannot be read as a split table: there is no Parquet file in it.")
+    for schema in schemas:
+        if not schema.equals(SPLIT_TABLE):
+            raise UserError(f"{WHERE}: {path} is no split table (columns {', '.join(schema.names)})")
+    return files
 
 
 def as_numbers(hashes: list[str]) -> Hashes:

@@ -122,11 +122,12 @@ def _why(dropped: Shards) -> str:
     return f"{count:,} are left out: {reason}. If that is a mistake, {change}."
 
 
-def check_context(base: Base, parameters: Tokenise) -> None:
-    """Make sure that the base model can read the longest example: what is longer it learns without positions of its own.
+def usable_tokenizer(base: Base, parameters: Tokenise) -> Any:
+    """Return the base's tokenizer.
 
     Raises:
-        UserError: if it cannot.
+        UserError: if its chat template cannot be trained with, or examples may be longer than what the base can read: of
+            more tokens it does not know the positions.
     """
     context = context_of(base)
     if context is not None and parameters.max_tokens > context:
@@ -134,6 +135,9 @@ def check_context(base: Base, parameters: Tokenise) -> None:
             f"data_processing.tokenise.max_tokens is {parameters.max_tokens}, more than {base.name} can read: "
             f"write {context} at most, or choose another model.base."
         )
+    tokenizer = load_tokenizer(base)
+    check_template(tokenizer)
+    return tokenizer
 
 
 def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Executor) -> tuple[Shards, Shards]:
@@ -143,12 +147,9 @@ def tokenise(records: Shards, base: Base, parameters: Tokenise, executor: Execut
         the examples, in the order of the records, and what was dropped.
 
     Raises:
-        UserError: if the tokenizer has no chat template, examples may be longer than the base's context, or none is left to
-            train or to test on.
+        UserError: as `usable_tokenizer`, or if no example is left to train or to test on.
     """
-    check_context(base, parameters)
-    tokenizer = load_tokenizer(base)
-    check_template(tokenizer)
+    tokenizer = usable_tokenizer(base, parameters)
     if not learns_every_answer(tokenizer):
         logger.info(
             "The base model's chat template rewrites earlier turns: of several answers in a conversation only the last is learnt."
