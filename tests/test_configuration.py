@@ -97,6 +97,19 @@ def test_all_problems_are_told_at_once_with_file_line_and_suggestion(tmp_path):
     assert len(told.splitlines()) == 7
 
 
+def test_a_value_that_is_none_of_several_kinds_is_told_once_and_where_it_was_written(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/parameters.yml").write_text("training:\n  lora:\n    targets: (q_proj\n")
+    for wrong, told in (
+        ("(q_proj", "is not a regular expression: missing"),
+        (3, "a valid string, or input should be a valid list"),
+    ):
+        (line,) = problems(GOOD | {"training": {"lora": {"targets": wrong}}}, [tmp_path / "base"])
+        assert line.startswith("base/parameters.yml:3  training.lora.targets: ")
+        assert told in line
+        assert line.endswith(f"not {wrong!r}")
+
+
 def test_the_strongest_folder_is_named_as_the_origin(tmp_path):
     for name, line in (("local", "training: {epochs: 0}"), ("base", "\n\ntraining: {epochs: 0}")):
         (tmp_path / name).mkdir()

@@ -1,7 +1,7 @@
 """Parameters as pydantic models: unknown keys are errors, and all errors are told at once in the user's words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, get_args
 
@@ -181,6 +181,14 @@ def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return list(current.model_fields)
 
 
+def _keys(value: Any, loc: tuple[int | str, ...]) -> Iterator[int | str]:
+    """Yield of a place that pydantic names what the user wrote, and not which of several kinds of value was tried."""
+    for part in loc:
+        if part in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+            yield part
+
+
 def validate_parameters(
     values: Mapping[str, Any],
     models: Mapping[str, type[BaseModel]],
@@ -210,6 +218,7 @@ def validate_parameters(
     if not isinstance(values.get("seed"), int) or isinstance(values.get("seed"), bool):
         problems.append(f"{where(('seed',))}: must be a whole number, not {values.get('seed')!r}")
     for name, model in models.items():
+        wrong: dict[tuple[Any, ...], list[str]] = {}
         try:
             model.model_validate({} if values.get(name) is None else values[name])
         except ValidationError as error:
@@ -222,7 +231,9 @@ def validate_parameters(
                 elif detail["type"] == "missing":
                     problems.append(f"{'.'.join(map(str, path))}: is missing")
                 else:
+                    key = (name, *_keys(values[name], detail["loc"]))
                     message = detail["msg"][0].lower() + detail["msg"][1:]
-                    problems.append(f"{where(path)}: {message}, not {detail['input']!r}")
+                    wrong.setdefault(key, [f"not {detail['input']!r}"]).insert(-1, message)
+        problems += [f"{where(key)}: {', or '.join(messages)}, {value}" for key, (*messages, value) in wrong.items()]
     if problems:
         raise UserError("The configuration has errors; nothing was run.\n  " + "\n  ".join(problems))

@@ -97,6 +97,15 @@ def test_the_adapters_are_counted_as_peft_makes_them(base, targets, rank):
     assert made["parameters"] == load_model(base, torch.float32).num_parameters()
 
 
+@pytest.mark.parametrize("targets", [["qproj"], "q_proj", []])
+def test_targets_that_no_layer_has_are_refused_with_the_names_that_there_are(base, targets):
+    with pytest.raises(UserError, match=r"training\.lora\.targets.*down_proj, gate_proj, .* q_proj.*'model\.layers\.") as refused:
+        plan(base, lora={"targets": targets})
+    named = re.search(r"\[([a-z_, ]+)\] in a list", str(refused.value))
+    assert named
+    assert plan(base, lora={"targets": named[1].split(", ")})["trained_parameters"]
+
+
 def test_full_training_trains_all(base):
     made = plan(base, method="full")
     assert made["trained_parameters"] == made["parameters"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from luthier.configuration import Parameters
+from luthier.configuration import Parameters, RegularExpression
 
 MEASURED_TIMES, MEASURED_EVERY = 20, 20
 """How often a run measures the held-out loss at most, and how many steps there are between, where nothing else is asked for."""
@@ -19,8 +19,9 @@ class Lora(Parameters):
     """Scale of an adapter's output: alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of each adapter."""
-    targets: str | list[str] = "all-linear"
-    """Names of the layers that get an adapter; `all-linear` is all but the output head."""
+    targets: RegularExpression | list[str] = "all-linear"
+    """Names of the layers that get an adapter: a list such as `[q_proj, v_proj]`, or a regular expression for whole names, as
+    peft has it; `all-linear` is all but the output head."""
 
 
 class TrainingParameters(Parameters):

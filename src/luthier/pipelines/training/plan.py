@@ -33,9 +33,22 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def _has_adapter(name: str, targets: str | list[str]) -> bool:
-    """Tell whether the matrix of this name gets an adapter, by peft's rules."""
-    layer = name.removesuffix(".weight")
+def _matrices(folder: Path) -> dict[str, list[int]]:
+    """Return the shapes of a model's matrices by the names of their layers."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                shape = weights.get_slice(name).get_shape()
+                if len(shape) == 2:
+                    found[name.removesuffix(".weight")] = shape
+    return found
+
+
+def _has_adapter(layer: str, targets: str | list[str]) -> bool:
+    """Tell whether the matrix of this layer gets an adapter, by peft's rules."""
     if targets == "all-linear":
         return "embed" not in layer and "lm_head" not in layer
     if isinstance(targets, str):
@@ -43,18 +56,21 @@ def _has_adapter(name: str, targets: str | list[str]) -> bool:
     return any(layer == target or layer.endswith(f".{target}") for target in targets)
 
 
-def _adapter_parameters(folder: Path, lora: Lora) -> int:
-    """Count what LoRA adds to the matrices that it stands beside: rank x (rows + columns)."""
-    from safetensors import safe_open
+def _adapter_parameters(base: Base, lora: Lora) -> int:
+    """Count what LoRA adds to the matrices that it stands beside: rank x (rows + columns).
 
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                shape = weights.get_slice(name).get_shape()
-                if len(shape) == 2 and _has_adapter(name, lora.targets):
-                    total += lora.rank * (shape[0] + shape[1])
-    return total
+    Raises:
+        UserError: if there is none of those that `lora.targets` names.
+    """
+    matrices = _matrices(base.folder)
+    adapted = [shape for layer, shape in matrices.items() if _has_adapter(layer, lora.targets)]
+    if not adapted:
+        names = sorted({layer.rpartition(".")[2] for layer in matrices if "embed" not in layer})
+        raise UserError(
+            f"training.lora.targets: {base.name} has no layer {lora.targets!r}, so no adapter would be trained. Name some of "
+            f"[{', '.join(names)}] in a list, or write a regular expression for whole names such as {max(matrices, key=len)!r}."
+        )
+    return lora.rank * sum(map(sum, adapted))
 
 
 def _flops_per_second(precision: str) -> float:
@@ -91,7 +107,7 @@ def make_plan(
         seed: of the order of data and the adapters' first weights.
 
     Raises:
-        UserError: if the machine lacks the memory or the devices, or no example is taken in these epochs.
+        UserError: if the machine lacks the memory or the devices, no example is taken in these epochs, or no layer is trained.
     """
     import torch
 
@@ -112,7 +128,7 @@ def make_plan(
     tokens, supervised = (int(sum(times) @ count * steps / all_steps) for count in (train.lengths, train.supervised))
 
     weights = count_parameters(base.folder)
-    trained = weights if parameters.method == "full" else _adapter_parameters(base.folder, parameters.lora)
+    trained = weights if parameters.method == "full" else _adapter_parameters(base, parameters.lora)
     config = _config(base)
     weight_bytes = 2 if device == "cuda" and parameters.method == "lora" and precision == "bf16" else 4
     longest = int(train.lengths.max())
