@@ -6,12 +6,17 @@ import json
 import random
 
 import pytest
+import tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharp import folders_in
 
 from luthier.errors import UserError
 from luthier.pipelines.data_processing.augment import Augment, augment, load_paraphrases, paraphrase
+from luthier.pipelines.data_processing.nodes import augment_records
+from luthier.pipelines.data_processing.parameters import DataProcessingParameters
 from luthier.text.noise import Noise
+from luthier.text.prepare import PromptSettings
 
 WORDS = ["my", "steam", "wand", "is", "leaking", "please", "send", "another", "machine", "before", "Monday", "order", "thanks"]
 STRONG = Noise(neighbour=0.1, dropped=0.1, doubled=0.1, swapped=0.1, lower=0.3, upper=0.2, unpunctuated=0.5)
@@ -55,8 +60,8 @@ def records(size=60):
     return sorted(made, key=lambda row: row["key"])
 
 
-def run(rows, seed=1, counts=None, phrases=PHRASES, **parameters):
-    return augment(rows, Augment(**parameters), seed, phrases, counts or {}, content_hash)
+def run(rows, seed=1, counts=None, phrases=PHRASES, held_out=lambda _: False, **parameters):
+    return augment(rows, Augment(**parameters), seed, phrases, counts or {}, content_hash, held_out)
 
 
 def user(row):
@@ -157,6 +162,43 @@ def test_a_copy_equal_to_its_parent_or_to_another_copy_is_none():
     assert copies_of(run([record(1, "QF-1")], copies=5)) == []
     texts = [user(row) for row in run([record(1, "the steam wand")], copies=9, noise=None, paraphrase=1.0)]
     assert sorted(texts) == ["the frother", "the milk pipe", "the steam wand"]
+
+
+def test_a_copy_that_says_what_is_held_out_is_drawn_again_and_then_given_up():
+    rows = [record(n, f"{n}: the steam wand") for n in range(20)]
+    free = {"copies": 2, "noise": None, "paraphrase": 1.0}
+    assert {user(row).partition(": ")[2] for row in copies_of(run(rows, **free))} == {"the frother", "the milk pipe"}
+    others = copies_of(run(rows, held_out=lambda text: text.endswith("frother"), **free))
+    assert [user(row).partition(": ")[2] for row in others] == ["the milk pipe"] * 20
+    assert copies_of(run(rows, held_out=lambda _: True, **free)) == []
+
+
+STOP, CANCEL = "I want to stop it now.", "I want to cancel it now."
+LONG = "please cancel the subscription that I took out last year in May since I have moved to a house without a kitchen of my own"
+
+
+@pytest.mark.parametrize("drop_from", [0.5, 2.0])
+@pytest.mark.parametrize("rows_per_shard", [50_000, 1])
+def test_nothing_that_is_held_out_comes_back_as_a_copy(tmp_path, caplog, drop_from, rows_per_shard):
+    caplog.set_level("INFO")
+    phrases, bench = tmp_path / "phrases.yml", tmp_path / "bench.csv"
+    phrases.write_text("stop: [cancel]\nhalt: [end]\nquit: [cancel]\nleave: [pause]\n")
+    bench.write_text("text,label\nyou may END it,x\n")
+    said = {STOP: "train", CANCEL.upper(): "test", "Halt it": "train", "you may halt it": "train", "leave it": "train"}
+    said |= {"pause   it": "validation", LONG.replace("cancel", "quit"): "train", f"{LONG} And what then?": "test"}
+    rows = [tables.record(text, "ok", str(n)) for n, text in enumerate(said)]
+    parameters = DataProcessingParameters.model_validate(
+        {
+            "executor": {"backend": "serial"},
+            "decontaminate": {"benchmarks": ["bench.csv"], "drop_from": drop_from},
+            "augment": {"copies": 1, "noise": None, "paraphrase": 1.0, "paraphrases": str(phrases)},
+        }
+    )
+    before = tables.split_records(rows, tuple(said.values()), rows_per_shard)
+    grown = augment_records(before, PromptSettings().model_dump(), parameters, 0, folders_in(tmp_path))
+    copies = [row["messages"][0]["content"] for row in grown.iter_rows() if row["provenance"]]
+    assert copies == ["End it"]
+    assert "1 copies; 4 others say what is held out, and were not made" in caplog.text
 
 
 def test_messages_are_joined_only_where_the_whole_answer_is_the_same():

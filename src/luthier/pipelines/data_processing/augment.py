@@ -1,8 +1,8 @@
 """More to train on from what there is: the same requests with slips, in other words, two in one message. Training split only.
 
 A copy must deserve its parent's answer. So only what the user wrote changes, values that the answer takes from the message
-must survive, and two messages are joined only where the whole answer is the same. What a copy becomes depends on the seed,
-its parent and its number, never on the order of rows.
+must survive, and two messages are joined only where the whole answer is the same. Nor may a copy become a message that is
+held out. What a copy becomes depends on the seed, its parent and its number, never on the order of rows.
 """
 
 import hashlib
@@ -184,7 +184,12 @@ def _altered(
 
 
 def _copies(
-    record: Record, partners: Sequence[Record], parameters: Augment, seed: int, paraphrases: Paraphrases
+    record: Record,
+    partners: Sequence[Record],
+    parameters: Augment,
+    seed: int,
+    paraphrases: Paraphrases,
+    held_out: Callable[[str], bool],
 ) -> Iterator[Record]:
     whole, rest = divmod(parameters.copies, 1)
     wanted = int(whole) + (_draw(f"{seed}:{record['key']}:copies") < rest)
@@ -194,7 +199,7 @@ def _copies(
         for attempt in range(_ATTEMPTS):
             altered, done = _altered(record, partners, parameters, paraphrases, f"{seed}:{record['key']}:{number}:{attempt}")
             text = user_text(altered["messages"])
-            if text in seen or not all(value in text for value in values):
+            if text in seen or not all(value in text for value in values) or held_out(text):
                 continue
             seen.add(text)
             key = hashlib.sha256(f"{record['key']}~{number}".encode()).hexdigest()[:32]
@@ -217,12 +222,14 @@ def augment(
     paraphrases: Paraphrases,
     label_counts: Mapping[str, int],
     content_hash: Callable[[Sequence[Mapping[str, Any]]], str],
+    held_out: Callable[[str], bool],
 ) -> list[Record]:
     """Add altered copies of the training records, and weigh them by label.
 
-    Records of other splits come back as they are. A copy that cannot be told from its parent, or in which a value of the
-    answer is lost, is drawn again and then given up: there may be fewer copies than asked for. A partner to be joined with is
-    sought among the records given, so `mix`, and nothing else, depends on how the data is cut into shards.
+    Records of other splits come back as they are. A copy that cannot be told from its parent, in which a value of the answer
+    is lost, or that says what is held out, is drawn again and then given up: there may be fewer copies than asked for. A
+    partner to be joined with is sought among the records given, so `mix`, and nothing else, depends on how the data is cut
+    into shards.
 
     Args:
         records: records of one shard, with splits.
@@ -231,6 +238,7 @@ def augment(
         paraphrases: alternatives by case-folded phrase, from `load_paraphrases`.
         label_counts: training records by label, of the whole data set; every label that occurs, if `rebalance` is on.
         content_hash: gives the hash of messages that a copy's `content_hash` is set to.
+        held_out: tells whether what a user says must not be trained on.
 
     Returns:
         the records and the copies, sorted by key. A copy's key is a hash of its parent's key and its number, its id
@@ -247,7 +255,7 @@ def augment(
     for record in training:
         copies = [
             {**copy, "content_hash": content_hash(copy["messages"])}
-            for copy in _copies(record, partners.get(record["key"], []), parameters, seed, paraphrases)
+            for copy in _copies(record, partners.get(record["key"], []), parameters, seed, paraphrases, held_out)
         ]
         factor = _weight(record["label"], parameters, label_counts)
         result += [row if factor == 1 else {**row, "weight": row["weight"] * factor} for row in (record, *copies)]

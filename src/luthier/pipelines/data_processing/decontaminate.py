@@ -8,6 +8,7 @@ record of which most is known is dropped.
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,10 @@ def _answer(messages: Sequence[Any]) -> str:
     return str(messages[-1]["content"]) if messages[-1]["role"] == "assistant" else ""
 
 
-def reference_shard(out: Path, file: Path, size: int) -> None:
-    """Write the runs of the test records of a shard, and the ids that they belong to."""
+def reference_shard(out: Path, file: Path, size: int, splits: Sequence[str]) -> None:
+    """Write the runs of the records of a shard that are held out, and the ids that they belong to."""
     table = pq.read_table(file, columns=["id", "messages", "split"])
-    table = table.filter(pc.equal(table.column("split"), "test"))
+    table = table.filter(pc.is_in(table.column("split"), pa.array(splits)))
     texts = list(zip(user_texts(table), map(_answer, turns(table, "messages")), strict=True))
     _write_references(out, table.column("id").to_pylist(), texts, size)
 
@@ -173,16 +174,36 @@ def _write_references(out: Path, names: Sequence[str], texts: Sequence[tuple[str
     )
 
 
-class _References:
+@dataclass(frozen=True)
+class Index:
+    """What must not be trained on, on disk: made of all shards, read by the workers."""
+
+    file: Path
+    """Arrays of all runs of words, sorted, and of whose they are."""
+    sets: list[Path]
+    """Folders with the names and answers of the items, one for each shard or file."""
+    against: list[str]
+    """What each of them is, as findings call it."""
+    words: int
+    """Length of the runs."""
+
+    def decides(self) -> dict[str, Any]:
+        """Return what it decides of a result; the sets by name too, for answers and names of items are not in the file."""
+        sets = [folder.name for folder in self.sets]
+        return {"index": hash_of_file(self.file), "sets": sets, "of": self.against, "words": self.words}
+
+
+class References:
     """All runs of words that must not be trained on, sorted, with their owners."""
 
-    def __init__(self, index: Path, folders: Sequence[Path]) -> None:
-        found = np.load(index)
+    def __init__(self, index: Index) -> None:
+        """Read an index."""
+        found = np.load(index.file)
         self.grams, self.owner, self.folder = found["grams"], found["owner"], found["folder"]
         # most runs of words stand nowhere here: a bit a hash says so ten times faster than a search
         self._bits = np.zeros(1 << _BITS, bool)
         self._bits[self._bit(self.grams)] = True
-        self.folders = folders
+        self.index = index
         self._tables: dict[int, list[dict[str, Any]]] = {}
 
     def overlap(self, own: Hashes) -> tuple[int, int, float] | None:
@@ -206,21 +227,24 @@ class _References:
         known[known] = self.grams[place] == asked if len(self.grams) else False
         return known
 
+    def share(self, text: str) -> float:
+        """Return the share of a text's runs that stand here."""
+        own = grams(text, self.index.words)
+        return float(self.known(own).mean()) if len(own) else 0.0
+
     def _bit(self, hashes: Hashes) -> Hashes:
         return hashes >> np.uint64(64 - _BITS)
 
     def item(self, folder: int, owner: int) -> dict[str, Any]:
         """Return name and answer of an item."""
         if folder not in self._tables:
-            self._tables[folder] = pq.read_table(self.folders[folder] / "names.parquet").to_pylist()
+            self._tables[folder] = pq.read_table(self.index.sets[folder] / "names.parquet").to_pylist()
         return self._tables[folder][owner]
 
 
-def decontaminate_shard(
-    out: Path, file: Path, index: Path, folders: list[Path], against: list[str], parameters: Decontaminate
-) -> None:
+def decontaminate_shard(out: Path, file: Path, index: Index, parameters: Decontaminate) -> None:
     """Write the records that stay, and the findings (schema `records.CONTAMINATED`)."""
-    references = _References(index, folders)
+    references = References(index)
     table = pq.read_table(file)
     findings, stays = [], np.ones(len(table), bool)
     hashes, offsets = grams_of_all(user_texts(table), parameters.words)
@@ -241,7 +265,7 @@ def decontaminate_shard(
             {
                 "key": key,
                 "id": identity,
-                "against": against[folder],
+                "against": index.against[folder],
                 "item": item["name"],
                 "overlap": share,
                 "same_answer": bool(answer) and answer.casefold() == item["answer"].casefold(),
@@ -276,8 +300,40 @@ def decontaminate(
     Raises:
         UserError: if a benchmark cannot be read, or asks nothing.
     """
+    index = reference_index(records, ("test",), parameters, settings, key, folders, executor)
+    decides = index.decides() | {"drop_from": parameters.drop_from}
+    shared = {"index": index, "parameters": parameters}
+    parts = executor.map(
+        "decontaminate_records",
+        decontaminate_shard,
+        [
+            Task(decides | {"input": sha}, shared | {"file": file})
+            for file, sha in zip(records.files, records.hashes, strict=True)
+        ],
+    )
+    kept = executor.table("decontaminate_records", [part / "records.parquet" for part in parts])
+    return kept, executor.table("decontaminate_records", [part / "contaminated.parquet" for part in parts])
+
+
+def reference_index(
+    records: Shards,
+    splits: Sequence[str],
+    parameters: Decontaminate,
+    settings: PromptSettings,
+    key: str,
+    folders: FolderParameters,
+    executor: Executor,
+) -> Index:
+    """Index the runs of words of the records of some splits, and of the benchmarks.
+
+    Raises:
+        UserError: if a benchmark cannot be read, or asks nothing.
+    """
     own = [
-        Task({"input": sha256, "words": parameters.words}, {"file": file, "size": parameters.words})
+        Task(
+            {"input": sha256, "words": parameters.words, "splits": splits},
+            {"file": file, "size": parameters.words, "splits": splits},
+        )
         for file, sha256 in zip(records.files, records.hashes, strict=True)
     ]
     sets = executor.map("test_references", reference_shard, own)
@@ -297,26 +353,7 @@ def decontaminate(
     for task, folder in zip(tasks, benchmarks, strict=True):
         _tell_skipped(task.arguments["shown"], folder)
     sets += benchmarks
-    index = _index(sets, executor)
-    # the sets by name too: answers and names of items are not in the index
-    decides = {
-        "index": hash_of_file(index),
-        "sets": [folder.name for folder in sets],
-        "drop_from": parameters.drop_from,
-        "words": parameters.words,
-        "of": against,
-    }
-    shared = {"index": index, "folders": sets, "against": against, "parameters": parameters}
-    parts = executor.map(
-        "decontaminate_records",
-        decontaminate_shard,
-        [
-            Task(decides | {"input": sha}, shared | {"file": file})
-            for file, sha in zip(records.files, records.hashes, strict=True)
-        ],
-    )
-    kept = executor.table("decontaminate_records", [part / "records.parquet" for part in parts])
-    return kept, executor.table("decontaminate_records", [part / "contaminated.parquet" for part in parts])
+    return Index(_index(sets, executor), sets, against, parameters.words)
 
 
 def _index(sets: Sequence[Path], executor: Executor) -> Path:

@@ -185,28 +185,53 @@ def decontaminate_records(
     return kept, findings
 
 
-def _augment_shard(out: Path, file: Path, labels: dict[str, int], paraphrases: Any, seed: int, **parameters: Any) -> None:
+def _augment_shard(
+    out: Path,
+    file: Path,
+    labels: dict[str, int],
+    paraphrases: Any,
+    seed: int,
+    index: contamination.Index,
+    share: float,
+    **parameters: Any,
+) -> None:
     table = pq.read_table(file)
     rows: list[dict[str, Any]] = table.to_pylist()
     for row, messages in zip(rows, turns(table, "messages"), strict=True):
         row["messages"] = messages
-    grown = augmenting.augment(rows, parameters["parameters"], seed, paraphrases, labels, duplicates.content_hash)
+    references, refused = contamination.References(index), set[str]()
+
+    def held_out(text: str) -> bool:
+        if references.share(text) >= share:
+            refused.add(text)
+        return text in refused
+
+    grown = augmenting.augment(rows, parameters["parameters"], seed, paraphrases, labels, duplicates.content_hash, held_out)
     write_table(pa.Table.from_pylist(grown, SPLIT_RECORD), out / "records.parquet")
+    (out / "refused.json").write_text(json.dumps(len(refused)), encoding="utf-8")
 
 
-def augment_records(records: Shards, parameters: DataProcessingParameters, seed: int, folders: FolderParameters) -> Shards:
-    """Add altered copies of training records, if asked for."""
+def augment_records(
+    records: Shards, prompt_settings: dict[str, Any], parameters: DataProcessingParameters, seed: int, folders: FolderParameters
+) -> Shards:
+    """Add altered copies of training records, if asked for; none of them gives away what is held out."""
     settings = parameters.augment
     if settings.is_off:
         return records
-    executor = _executor(parameters, folders)
+    executor, prompt = _executor(parameters, folders), PromptSettings.model_validate(prompt_settings)
     paraphrases = augmenting.load_paraphrases(folders.locate(settings.paraphrases)) if settings.paraphrases else {}
+    key, against = os.environ.get(KEY_VARIABLE, ""), parameters.decontaminate
+    index = contamination.reference_index(records, ("validation", "test"), against, prompt, key, folders, executor)
     labels = describe.labels_by_split(records).get("train", {})
-    shared = {"labels": labels, "paraphrases": paraphrases, "seed": seed}
-    tasks = _tasks(records, {"augment": settings.model_dump(), **shared}, {"parameters": settings, **shared})
+    # above 1 findings are only listed, which is for what users wrote: a copy need not be made
+    shared = {"labels": labels, "paraphrases": paraphrases, "seed": seed, "share": min(against.drop_from, 1.0)}
+    decides = {"augment": settings.model_dump(), **shared, **index.decides()}
+    tasks = _tasks(records, decides, {"parameters": settings, "index": index, **shared})
     parts = executor.map("augment_records", _augment_shard, tasks)
     grown = _table(executor, "augment_records", parts, "records")
-    _tell("augmented", len(records), len(grown), f"{len(grown) - len(records):,} copies")
+    refused = sum(json.loads((part / "refused.json").read_text(encoding="utf-8")) for part in parts)
+    also = f"; {refused:,} others say what is held out, and were not made" if refused else ""
+    _tell("augmented", len(records), len(grown), f"{len(grown) - len(records):,} copies{also}")
     return grown
 
 

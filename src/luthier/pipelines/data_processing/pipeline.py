@@ -73,7 +73,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.augment_records,
-                inputs=["decontaminated_records", "params:data_processing", "params:seed", "params:folders"],
+                inputs=["decontaminated_records", "prompt_settings", "params:data_processing", "params:seed", "params:folders"],
                 outputs="split_records",
                 name="augment_records",
             ),
