@@ -1,5 +1,6 @@
 """What is written as shards reads back as it was, however it is read."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -47,6 +48,29 @@ def test_rows_keep_their_order_over_the_borders_of_shards(tmp_path, size):
     assert sum(batch.num_rows for batch in batches) == size
     for limit in (1, ROWS_PER_SHARD + 1):
         assert shards.to_pandas(limit=limit)["n"].tolist() == list(range(min(limit, size)))
+
+
+@given(rows=ROWS, rows_per_shard=st.integers(1, 7), random=st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=40)
+def test_rows_that_a_mask_takes_are_those_of_the_whole_table(tmp_path_factory, rows, rows_per_shard, random):
+    folder = tmp_path_factory.mktemp("shards") / "table"
+    shards = write_shards(pa.Table.from_pylist(rows, schema=SCHEMA), folder, rows_per_shard)
+    mask = np.array([random.random() < 0.4 for _ in rows], bool)
+    taken = shards.take(mask, ["n", "items"])
+    expected = [{"n": row["n"], "items": row["items"]} for row, yes in zip(rows, mask, strict=True) if yes]
+    assert taken.schema == pa.schema([SCHEMA.field("n"), SCHEMA.field("items")])
+    assert taken.to_pylist() == expected
+    assert shards.take(mask).schema == SCHEMA
+
+
+def test_a_shard_of_which_nothing_is_taken_is_not_read(tmp_path):
+    shards = write_shards(pa.table({"n": range(2000)}), tmp_path / "table", 1000)
+    first = shards.files[0]
+    first.write_bytes(first.read_bytes()[:4] + bytes(500) + first.read_bytes()[504:])  # its data, not its metadata
+    last = np.arange(2000) == 1999
+    assert shards.take(last).to_pylist() == [{"n": 1999}]
+    with pytest.raises(OSError, match="page"):
+        shards.take(~last)
 
 
 def test_the_head_of_an_empty_table_has_its_columns(tmp_path):

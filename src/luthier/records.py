@@ -3,10 +3,14 @@
 Schemas are explicit, so that no first row decides a type.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from luthier.shards import Shards
 
@@ -123,7 +127,36 @@ def held_out(records: Shards, examples: Shards, limit: int | None) -> pd.DataFra
         examples: of schema `records.EXAMPLE`.
         limit: how many at most; None for all. Keys are hashes, so those with the least key are a sample of all sources.
     """
-    table = records.to_pandas()
-    used = set(examples.to_pandas(["id"])["id"])
-    table = table[(table["split"] == "test") & table["id"].isin(used)].sort_values("key").drop_duplicates("cluster")
-    return (table.head(limit) if limit else table).sort_values("id").reset_index(drop=True)
+    rows = learnt(records, examples, "test")
+    facts = records.take(rows, ["key", "cluster"]).to_pandas().sort_values("key").drop_duplicates("cluster")
+    chosen = narrowed(rows, (facts.head(limit) if limit else facts).index.to_numpy())
+    return records.take(chosen).to_pandas().sort_values("id").reset_index(drop=True)
+
+
+def learnt(records: Shards, examples: Shards, *splits: str) -> NDArray[np.bool_]:
+    """Tell which records of some splits became examples: what the chat template refused, no model can be asked."""
+    return rows_of(records, splits, examples.to_table(["id"]).column("id"))
+
+
+def rows_of(records: Shards, splits: Sequence[str], ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Tell which records of some splits have one of the ids."""
+    names = pa.array(splits, pa.string())
+    found = [np.asarray(pc.is_in(batch.column("split"), names)) for batch in records.iter_batches(["split"])]
+    rows = np.concatenate([np.zeros(0, bool), *found])
+    # all at once: to look for some in many ids takes a table of these each time
+    return narrowed(rows, np.asarray(pc.is_in(records.take(rows, ["id"]).column("id"), ids)))
+
+
+def lowest(records: Shards, rows: NDArray[np.bool_], limit: int) -> NDArray[np.bool_]:
+    """Take of some records `limit` at most, those with the least keys: a sample of all sources, in any order of the rows."""
+    keys = records.take(rows, ["key"])
+    if len(keys) <= limit:
+        return rows
+    return narrowed(rows, pc.select_k_unstable(keys, limit, [("key", "ascending")]).to_numpy())
+
+
+def narrowed(rows: NDArray[np.bool_], chosen: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return a mask that takes, of the rows that one takes, some only: their numbers among these, or a mask over these."""
+    mask = np.zeros(len(rows), bool)
+    mask[np.flatnonzero(rows)[chosen]] = True
+    return mask

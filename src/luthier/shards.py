@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from luthier.artefacts import read_manifest, staged
 
@@ -55,6 +57,26 @@ class Shards:
         for file in self.files:
             with pq.ParquetFile(file) as parquet:
                 yield from parquet.iter_batches(batch_size=size, columns=columns)
+
+    def iter_taken(self, rows: NDArray[np.bool_], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that a mask over the whole table takes, shard after shard; one without any is not read."""
+        start = 0
+        for file in self.files:
+            with pq.ParquetFile(file) as parquet:
+                own = rows[start : start + parquet.metadata.num_rows]
+                start += len(own)
+                at = 0
+                for batch in parquet.iter_batches(batch_size=1024, columns=columns) if own.any() else ():
+                    taken = batch.filter(pa.array(own[at : at + batch.num_rows]))
+                    at += batch.num_rows
+                    if taken.num_rows:
+                        yield taken
+
+    def take(self, rows: NDArray[np.bool_], columns: list[str] | None = None) -> pa.Table:
+        """Read the rows that a mask over the whole table takes; of the others a batch is held at a time."""
+        batches = list(self.iter_taken(rows, columns))
+        # as above, no batch has no columns
+        return pa.Table.from_batches(batches) if batches else pq.read_table(self.files[0], columns=columns).slice(0, 0)
 
     def iter_rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yield rows as dictionaries, one at a time."""

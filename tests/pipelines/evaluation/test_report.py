@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from luthier.pages import as_svg
+from luthier.pipelines.evaluation import report
 from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate import decide
 from luthier.pipelines.evaluation.plots import (
@@ -229,3 +230,10 @@ def test_plots_show_every_model_class_and_slice(shown):
 def test_a_history_without_held_out_losses_is_drawn():
     assert "held-out" in as_svg(plot_history(HISTORY))
     assert "held-out" not in as_svg(plot_history(HISTORY.drop(columns="validation_loss")))
+
+
+def test_a_sample_that_the_baselines_learnt_from_is_told(monkeypatch):
+    shown = show()
+    assert "a sample" not in as_html(shown)
+    monkeypatch.setattr(report, "MOST_ROWS", 3)
+    assert "learnt from 3 of 4 training messages, a sample" in as_html(shown)

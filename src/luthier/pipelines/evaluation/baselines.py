@@ -9,6 +9,9 @@ from luthier.text.prepare import compact_json, strict_json
 
 Answer = dict[str, Any]
 
+MOST_ROWS = 100_000
+"""Training records that the baselines learn from: features, memory and the time of a fit grow with them."""
+
 MOST_WEIGHTS = 30_000_000
 """Features times values of a field that a classifier may have: fitting takes some 120 bytes of each, 3.5 GB."""
 

@@ -4,26 +4,29 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from luthier.answers import Answerer, AnswerStore
 from luthier.candidates import Asking, Registered, base_answerer, fetch_version, readable_registry, tuned_answerer
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
 from luthier.endpoint import Endpoint, EndpointAnswerer
-from luthier.models import Base, ModelDirectory, resolve_base
+from luthier.models import Base, ModelDirectory, load_tokenizer, resolve_base
 from luthier.pipelines.evaluation import baselines, gate, lm_eval_tasks, plots, report, robustness, safety, score, tasks
 from luthier.pipelines.evaluation.ask import COLUMNS, ask
 from luthier.pipelines.evaluation.calibration import calibrate_answers
 from luthier.pipelines.evaluation.gate_report import render_markdown
 from luthier.pipelines.evaluation.parameters import EvaluationParameters
-from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, make_questions, spell_calls
+from luthier.pipelines.evaluation.questions import asked_as_trained, asked_of, last_answers, make_questions, spell_calls
 from luthier.pipelines.evaluation.rehearsal import check_rules, rehearse
 from luthier.pipelines.evaluation.slices import figures_by_slice, slice_columns
-from luthier.records import held_out, user_text
+from luthier.records import held_out, learnt, lowest, rows_of, user_text
 from luthier.shards import Shards
 from luthier.text.prepare import PromptSettings
 
@@ -60,21 +63,20 @@ def prepare_questions(
         from luthier.constrained import check_schema
 
         check_schema(answer_schema, "evaluation.constrain", "data.answer_schema")
-    table = _learnt(records, examples)
-    base = resolve_base(model, folders)
-    answers = _last_answers(table["messages"], base)
-    chosen = tasks.choose_tasks(answers.tolist(), answer_schema, parameters.tasks)
+    rows = learnt(records, examples, "train", "validation", "test")
+    tokenizer = _tokenizer(resolve_base(model, folders))
+    answers, splits = last_answers(records, rows, tokenizer), records.take(rows, ["split"]).to_pandas()["split"]
+    chosen = tasks.choose_tasks(answers, answer_schema, parameters.tasks)
+    trained = answers[splits == "train"].unique()
     plan = {
         "tasks": list(chosen),
-        "labels": tasks.labels_of(answers[table["split"] == "train"].tolist(), parameters.tasks)
-        if "classification" in chosen
-        else [],
+        "labels": tasks.labels_of(trained, parameters.tasks) if "classification" in chosen else [],
         "checks": [check.model_dump() for check in checks],
         "system": settings.system,
         "schema": answer_schema if parameters.constrain else None,
     }
     test = held_out(records, examples, parameters.max_examples)
-    test["messages"] = spell_calls(test["messages"], base)
+    test["messages"] = spell_calls(test["messages"], tokenizer)
     key = os.environ.get("LUTHIER_PII_KEY", "")
     questions = make_questions(test, checks, passages, settings, parameters.robustness, seed, key)
     asked = asked_of(questions[questions["set"] != "general"])
@@ -97,23 +99,24 @@ def prepare_questions(
     return questions, plan
 
 
-def _learnt(records: Shards, examples: Shards) -> pd.DataFrame:
-    """Return messages and split of the records that became examples: what the chat template refused, no model can be asked."""
-    table = records.to_pandas(["id", "messages", "split"])
-    return table[table["id"].isin(examples.to_pandas(["id"])["id"])].reset_index(drop=True)
-
-
-def _last_answers(conversations: "pd.Series[Any]", base: Base) -> "pd.Series[Any]":
-    return spell_calls(conversations, base).map(lambda messages: messages[-1]["content"])
+def _tokenizer(base: Base) -> Callable[[], Any]:
+    """Return what loads the base's tokenizer when it is first asked for, and only then."""
+    return cache(lambda: load_tokenizer(base))
 
 
 def answer_with_baselines(
     records: Shards, examples: Shards, questions: pd.DataFrame, model: ModelParameters, folders: FolderParameters
 ) -> pd.DataFrame:
-    """Let the majority answer and TF-IDF with logistic regression answer the same messages; they learn what the model learns."""
-    table = _learnt(records, examples)
-    train = table[table["split"] == "train"]["messages"]
-    texts, answers = train.map(user_text).tolist(), _last_answers(train, resolve_base(model, folders)).tolist()
+    """Let the majority answer and TF-IDF with logistic regression answer the same messages.
+
+    They learn what the model learns; of more than `baselines.MOST_ROWS` training records a sample.
+    """
+    trained = learnt(records, examples, "train")
+    rows = lowest(records, trained, baselines.MOST_ROWS)
+    if rows.sum() < trained.sum():
+        logger.info("The baselines learn from a sample of %s of %s training records.", f"{rows.sum():,}", f"{trained.sum():,}")
+    texts = records.take(rows, ["messages"]).to_pandas()["messages"].map(user_text).tolist()
+    answers = last_answers(records, rows, _tokenizer(resolve_base(model, folders))).tolist()
     asked = questions[questions["set"].isin(["test", "noise"])].drop(columns="messages")
     majority = asked.assign(model="majority", answer=baselines.majority_answer(answers))
     tfidf = asked.assign(model="tfidf", answer=baselines.tfidf_answers(texts, answers, asked["prompt"].tolist()))
@@ -259,8 +262,8 @@ def score_answers(
         parameters.max_new_tokens,
     )
     scores, noisy = (judged[judged["set"] == name].drop(columns="set") for name in ("test", "noise"))
-    table = records.to_pandas(["id", "messages", "label", "source", "meta", "split"])
-    in_slices = slice_columns(table[table["split"] == "test"], parameters.slices)
+    asked = rows_of(records, ["test"], pa.array(scores["id"].unique(), pa.string()))
+    in_slices = slice_columns(records.take(asked, ["id", "messages", "label", "source", "meta"]).to_pandas(), parameters.slices)
     return scores.drop(columns="kind").merge(in_slices, on="id", validate="many_to_one"), noisy.reset_index(drop=True)
 
 

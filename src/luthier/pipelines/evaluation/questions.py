@@ -7,33 +7,56 @@ general  texts that are only read, so that forgetting is seen; `expected` is the
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from luthier.models import Base, load_tokenizer
 from luthier.pipelines.evaluation.robustness import Robustness, perturb
 from luthier.pipelines.evaluation.safety import Check, conversations
 from luthier.records import user_text
+from luthier.shards import Shards
 from luthier.text.chat import spoken_answer
 from luthier.text.prepare import Message, PromptSettings, compact_json, prepare
 
 COLUMNS = ["set", "kind", "id", "messages", "prompt", "expected"]
 
 
-def spell_calls(conversations: "pd.Series[Any]", base: Base) -> "pd.Series[Any]":
-    """Return conversations whose last turn says its tool calls as the base's chat template writes them, and all others as is."""
+def spell_calls(conversations: "pd.Series[Any]", tokenizer: Callable[[], Any]) -> "pd.Series[Any]":
+    """Return conversations whose last turn says its tool calls as the base's chat template writes them, and all others as is.
+
+    Args:
+        conversations: the turns of each.
+        tokenizer: gives the base's, asked only if there is a call.
+    """
     calling = conversations.map(lambda messages: bool(messages[-1].get("tool_calls")))
     if not calling.any():
         return conversations
-    tokenizer = load_tokenizer(base)
 
     def spelt(messages: Any) -> list[Any]:
         turns = [_turn(message) for message in messages]
-        return [*turns[:-1], {"role": "assistant", "content": spoken_answer(tokenizer, turns)}]
+        return [*turns[:-1], {"role": "assistant", "content": spoken_answer(tokenizer(), turns)}]
 
     return conversations.where(~calling, conversations[calling].map(spelt))
+
+
+def last_answers(records: Shards, rows: NDArray[np.bool_], tokenizer: Callable[[], Any]) -> "pd.Series[str]":
+    """Return what some of the conversations end with, calls as `spell_calls` has them; nothing else of them becomes an object."""
+    parts = []
+    for batch in records.iter_taken(rows, ["messages"]):
+        conversations = batch.column("messages")
+        last = conversations.values.take(pc.subtract(conversations.offsets[1:], 1))
+        answers, calling = last.field("content"), pc.fill_null(pc.not_equal(last.field("tool_calls"), ""), False)
+        if pc.any(calling).as_py():
+            spelt = spell_calls(conversations.filter(calling).to_pandas(), tokenizer)
+            answers = pc.replace_with_mask(answers, calling, pa.array([turns[-1]["content"] for turns in spelt], pa.string()))
+        parts.append(answers)
+    found: pd.Series[str] = pa.chunked_array(parts, pa.string()).to_pandas()
+    return found
 
 
 def make_questions(

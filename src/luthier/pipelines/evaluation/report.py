@@ -7,6 +7,7 @@ import pandas as pd
 
 from luthier.pages import as_svg, render_page
 from luthier.pipelines.evaluation import plots, tables
+from luthier.pipelines.evaluation.baselines import MOST_ROWS
 from luthier.pipelines.evaluation.gate_report import NEXT, render_markdown
 
 
@@ -83,6 +84,7 @@ def as_html(shown: Shown) -> str:
         rules=tables.gate_rows(shown.gate),
         errors=shown.errors.to_dict("records"),
         data=shown.data_report,
+        most_rows=MOST_ROWS,
         comparison=as_svg(plots.plot_comparison(evaluation)),
         confusion=as_svg(plots.plot_confusion(shown.scores, field)),
         slices={name: as_svg(plots.plot_slices(shown.slices, name, metric)) for name in sliced},

@@ -12,7 +12,7 @@ begin with `output_` and say nothing about right or wrong.
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ class Tasks(Parameters):
     """Regular expressions, sought in any case at the start of an answer; the defaults are English and German."""
 
 
-def choose_tasks(expected: Sequence[str], schema: Mapping[str, Any], parameters: Tasks) -> tuple[Task, ...]:
+def choose_tasks(expected: "Sequence[str] | pd.Series[str]", schema: Mapping[str, Any], parameters: Tasks) -> tuple[Task, ...]:
     """Return the tasks that fit the data, and log which and why.
 
     Args:
@@ -76,7 +76,10 @@ def choose_tasks(expected: Sequence[str], schema: Mapping[str, Any], parameters:
     Raises:
         UserError: if `label` is no field of the answers.
     """
-    fields = list(dict.fromkeys(name for answer in expected for name in _object(answer) or {}))
+    # pandas holds a text in its bytes; each becomes an object for a moment
+    answers = pd.Series(expected, dtype="str")
+    kinds = answers.unique()
+    fields = list(dict.fromkeys(name for answer in kinds for name in _object(answer) or {}))
     if parameters.label is not None and parameters.label not in fields:
         known = f"the fields are {', '.join(fields)}" if fields else "the answers have no fields: leave it null"
         meant = did_you_mean(parameters.label, fields)
@@ -84,23 +87,21 @@ def choose_tasks(expected: Sequence[str], schema: Mapping[str, Any], parameters:
     if parameters.kinds is not None:
         chosen, why = parameters.kinds, "evaluation.tasks.kinds says so"
     else:
-        chosen, why = _fitting(expected, schema, parameters)
+        chosen, why = _fitting(kinds, len(answers), schema, parameters)
     if parameters.label is not None and "classification" not in chosen:
         chosen, why = (*chosen, "classification"), f"{why}, and {parameters.label} is the label"
     logger.info("Answers are judged as %s: %s.", " and ".join(chosen), why)
     return chosen
 
 
-def _fitting(expected: Sequence[str], schema: Mapping[str, Any], parameters: Tasks) -> tuple[tuple[Task, ...], str]:
-    kinds = len(set(expected))
-    objects = sum(_object(answer) is not None for answer in expected)
+def _fitting(kinds: Any, count: int, schema: Mapping[str, Any], parameters: Tasks) -> tuple[tuple[Task, ...], str]:
     if schema:
         return ("structured",), "there is a schema of the answers"
-    if expected and objects == len(expected):
+    if count and all(_object(answer) is not None for answer in kinds):
         return ("structured",), "every answer is a JSON object"
-    if expected and kinds <= parameters.most_labels and 2 * kinds <= len(expected):
-        return ("classification",), f"{len(expected)} answers are of {kinds} kinds"
-    return ("free_text",), f"{len(expected)} answers are of {kinds} kinds"
+    if count and len(kinds) <= parameters.most_labels and 2 * len(kinds) <= count:
+        return ("classification",), f"{count} answers are of {len(kinds)} kinds"
+    return ("free_text",), f"{count} answers are of {len(kinds)} kinds"
 
 
 def _object(answer: str) -> dict[str, Any] | None:
@@ -168,7 +169,7 @@ def label_of(answer: str, field: str | None) -> str:
         return ""
 
 
-def labels_of(answers: Sequence[str], parameters: Tasks) -> list[str]:
+def labels_of(answers: Iterable[str], parameters: Tasks) -> list[str]:
     """Return the labels that answers have, sorted; none if there are more than `most_labels`, or only one."""
     labels = sorted({label for answer in answers if (label := label_of(answer, parameters.label))})
     if len(labels) > parameters.most_labels:
