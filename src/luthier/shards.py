@@ -75,7 +75,7 @@ class Shards:
     def take(self, rows: NDArray[np.bool_], columns: list[str] | None = None) -> pa.Table:
         """Read the rows that a mask over the whole table takes; of the others a batch is held at a time."""
         batches = list(self.iter_taken(rows, columns))
-        # as above, no batch has no columns
+        # where no row is taken, the columns come from a file
         return pa.Table.from_batches(batches) if batches else pq.read_table(self.files[0], columns=columns).slice(0, 0)
 
     def iter_rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
