@@ -36,7 +36,6 @@ from luthier.pipelines.training.lock import alone_in
 from luthier.pipelines.training.lora import freeze_in, use_low_rank_linear
 from luthier.pipelines.training.parameters import TrainingParameters
 from luthier.shards import Shards
-from luthier.text.chat import settle_prompts
 
 
 def learning_rate_factor(step: int, steps: int, parameters: TrainingParameters) -> float:
@@ -253,9 +252,7 @@ class Job:
                 self.model.save_pretrained(staging)
                 (staging / "README.md").unlink(missing_ok=True)
                 _make_repeatable(staging / "adapter_config.json", self.base.name)
-                tokenizer = load_tokenizer(self.base)
-                settle_prompts(tokenizer)
-                tokenizer.save_pretrained(staging)
+                load_tokenizer(self.base).save_pretrained(staging)
                 (staging / "prompt_settings.json").write_text(
                     json.dumps(self.job["prompt_settings"], indent=2, ensure_ascii=False), encoding="utf-8"
                 )
