@@ -29,7 +29,7 @@ monitoring:
     guardrails:
       - {metric: errors, margin: 0.01}
       - {metric: log_seconds, margin: 0.7}  # other tests of this machine slow one variant more than the other
-      - {metric: voted, margin: 0.05, lower_is_better: false}
+      - {metric: voted, margin: 0.05}
 """
 
 

@@ -48,7 +48,7 @@ monitoring:
     guardrails:  # but for log_seconds: two processors do all of this and other tests, so that seconds say little of a model
       - {metric: errors, margin: 0.01}
       - {metric: log_characters, margin: 0.25}
-      - {metric: voted, margin: 0.05, lower_is_better: false}
+      - {metric: voted, margin: 0.05}
   act: {gateway: "http://127.0.0.1:PORT"}
 """
 

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from luthier.pipelines.monitoring.experiment import MISMATCH, Guardrail, Plan, _p_of_counts, check_assignment, decide
+from luthier.pipelines.monitoring.parameters import ExperimentPlanParameters
 from luthier.pipelines.monitoring.subjects import OURS, subjects_of
 
 PLAN = Plan("control", "challenger", {"control": 0.5, "challenger": 0.5})
@@ -67,6 +68,23 @@ def test_a_winner_waits_for_its_guardrails():
     assert found.decision == "keep collecting"
     assert "log_seconds" in found.why
     assert found.primary.low > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "world"),
+    [
+        ("rating", {"share": (0.6, 0.8)}),
+        ("voted", {"voted": (0.6, 0.8)}),
+        ("errors", {"errors": (0.2, 0.05)}),
+        ("log_seconds", {"seconds": (1.5, 1.0)}),
+    ],
+)
+def test_a_guardrail_is_broken_by_what_is_worse_and_never_by_what_is_better(metric, world):
+    given = ExperimentPlanParameters(guardrails=[{"metric": metric, "margin": 0.02}])
+    planned = given.plan("control", "challenger", PLAN.weights)
+    worse = {what: (after, before) for what, (before, after) in world.items()}
+    states = [decide(people(np.random.default_rng(7), 8_000, **one), planned).guardrails[0].state for one in (world, worse)]
+    assert states == ["kept", "broken"]
 
 
 @pytest.mark.slow

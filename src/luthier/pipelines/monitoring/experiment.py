@@ -30,6 +30,8 @@ MISMATCH = 0.001
 """A p-value of the subjects' numbers from which they are not dealt as planned."""
 _PRIOR_SUBJECTS = 100.0  # how sure the prior is of the weights: deviations of about a tenth are found soonest
 _MIXED = 0.01
+HIGHER_IS_BETTER = ("rating", "voted")
+"""The metrics of which a challenger is to have more; of all others it is to have less."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,20 @@ class Guardrail:
     """A column of the subjects."""
     margin: float
     """How much worse it may be."""
-    lower_is_better: bool = True
     is_share: bool = False
     """Whether it lies from 0 to 1."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of the metric is better; of votes, more is."""
+        return self.metric not in HIGHER_IS_BETTER
 
 
 GUARDRAILS = (
     Guardrail("errors", 0.01, is_share=True),
     Guardrail("log_seconds", float(np.log(1.2))),
     Guardrail("log_characters", float(np.log(1.25))),
-    Guardrail("voted", 0.05, lower_is_better=False, is_share=True),
+    Guardrail("voted", 0.05, is_share=True),
 )
 """One failed request more in a hundred, answers a fifth slower, a quarter longer, five votes fewer in a hundred answers."""
 

@@ -81,9 +81,7 @@ class GuardrailParameters(Parameters):
     """Of each subject: share of votes up, of answers voted on, of requests that failed; mean logarithm of the seconds and of the
     characters of an answer."""
     margin: float = Field(gt=0)
-    """How much worse it may be."""
-    lower_is_better: bool = True
-    """Otherwise higher is."""
+    """How much worse it may be: lower for `rating` and `voted`, higher for the others."""
 
 
 class ExperimentPlanParameters(Parameters):
@@ -100,14 +98,14 @@ class ExperimentPlanParameters(Parameters):
     most_subjects: int | None = Field(default=None, ge=200)
     """Subjects with the metric, of both variants, at which it ends; null lets it go on."""
     guardrails: tuple[GuardrailParameters, ...] = tuple(
-        GuardrailParameters(metric=one.metric, margin=one.margin, lower_is_better=one.lower_is_better) for one in GUARDRAILS
+        GuardrailParameters(metric=one.metric, margin=one.margin) for one in GUARDRAILS
     )
     """What may not become worse."""
 
     def plan(self, control: str, challenger: str, weights: Mapping[str, float]) -> Plan:
         """Return the plan of an experiment."""
         shares = ("rating", "voted", "errors")
-        guardrails = (Guardrail(g.metric, g.margin, g.lower_is_better, g.metric in shares) for g in self.guardrails)
+        guardrails = (Guardrail(g.metric, g.margin, g.metric in shares) for g in self.guardrails)
         return Plan(
             control,
             challenger,
