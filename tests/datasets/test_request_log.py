@@ -20,9 +20,11 @@ def test_what_the_gateway_wrote_is_read_through_the_catalog(tmp_path):
     assert not found.exists("requests")
     with RequestLog(uri) as log:
         for number in range(3):
-            log.put(logged(number))
+            log.put(logged(number, answer=f"text {number}"))
     assert found.exists("requests")
     assert len(found.load("requests")) == 3
+    assert not {"prompt", "answer"} & set(found.load("requests").columns)
+    assert found.load("request_texts").of(["r000002"])["answer"].tolist() == ["text 2"]
     assert found.load("feedback").empty
     with pytest.raises(DatasetError, match="gateway alone"):
         found.save("requests", 1)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
+from luthier.serving.records import tables
 from luthier.serving.records.feedback import FeedbackRequest, FeedbackStore, read_feedback
 from luthier.serving.records.log import RequestLog
-from luthier.serving.records.logged import read_requests, row_of
+from luthier.serving.records.logged import LoggedTexts, read_requests, row_of
 from luthier.serving.records.tables import REQUESTS
 from tests.serving.logs import NOON, TURNS, logged, uri_of
 
@@ -152,6 +153,29 @@ def test_an_empty_window_has_the_types_of_a_full_one(uri):
     assert dict(full.dtypes) == dict(empty.dtypes)
     assert list(full.columns) == list(REQUESTS.columns.keys())
     assert str(full["at"].dtype) == "datetime64[us, UTC]"
+
+
+def test_texts_are_read_of_the_requests_that_are_asked_for_in_that_order(uri):
+    with RequestLog(uri) as log:
+        for number in range(1_500):
+            log.put(logged(number, messages=TURNS, answer=f"answer {number}"))
+    asked = [f"r{number:06d}" for number in (*range(1_499, 200, -1), 7)]
+    found = LoggedTexts(uri).of([*asked, "gone"])
+    assert found.index.tolist() == [*asked, "gone"]
+    assert found["answer"].tolist()[:-1] == [f"answer {int(name[1:])}" for name in asked]
+    assert json.loads(found["prompt"].iloc[0]) == TURNS
+    assert found.loc["gone"].isna().all()
+    assert LoggedTexts(uri).of([]).empty
+
+
+def test_a_long_log_is_read_in_parts_that_make_one_frame(uri, monkeypatch):
+    with RequestLog(uri) as log:
+        for number in range(100):
+            log.put(logged(number, version=number or None, answer="x"))
+    whole = read_requests(uri)
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 7)
+    pd.testing.assert_frame_equal(read_requests(uri), whole)
+    pd.testing.assert_frame_equal(read_requests(uri, texts=False), whole.drop(columns=["prompt", "answer"]))
 
 
 def test_reading_does_not_keep_the_writer_waiting(tmp_path):

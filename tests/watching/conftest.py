@@ -1,5 +1,8 @@
 """What the tests of `kedro monitor` share with those of serving."""
 
-from tests.serving.conftest import home, versions
+from postgres import postgres
 
-__all__ = ["home", "versions"]
+from tests.serving.conftest import home, versions
+from tests.serving.logs import uri
+
+__all__ = ["home", "postgres", "uri", "versions"]

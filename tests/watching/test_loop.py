@@ -1,9 +1,15 @@
 """The monitor looks when a window is full, some time after anything else, and again after a failure."""
 
 import threading
+from datetime import timedelta
 
-from luthier.watching.loop import News, news_of, watch
+from sqlalchemy import delete
+
+from luthier.serving.records.log import RequestLog
+from luthier.serving.records.tables import REQUESTS, open_database, transaction
+from luthier.watching.loop import Counter, News, watch
 from tests.pipelines.monitoring.test_nodes import logged_messages, message, vote
+from tests.serving.logs import NOON, logged
 
 
 def looks(news, patience, window=10, works=lambda number: True):
@@ -48,11 +54,33 @@ def test_a_look_that_failed_is_tried_again_after_a_while():
 
 
 def test_news_are_counted(tmp_path):
-    assert news_of(f"sqlite:///{tmp_path / 'nothing.db'}") is None
+    assert Counter(f"sqlite:///{tmp_path / 'nothing.db'}").news() is None
     uri = logged_messages(tmp_path, [message("a"), message("b")])
-    assert news_of(uri) == News(2, 0, "")
+    counter = Counter(uri)
+    assert counter.news() == News(2, 0, "")
     vote(uri, [(0, "up")])
-    once = news_of(uri)
+    once = counter.news()
     vote(uri, [(0, "down")])
-    assert once.votes == 1 == news_of(uri).votes
-    assert once != news_of(uri)
+    assert once.votes == 1 == counter.news().votes
+    assert once != counter.news()
+
+
+def test_requests_are_counted_once_each_in_whatever_order_they_come_and_however_long_ago_the_first_was(uri):
+    counter, hours = Counter(uri), [0, 1, 30, 20, 60, 59, 200, 190, 199]
+    with RequestLog(uri) as log:
+        for number, hour in enumerate(hours):
+            assert counter.news() == News(number, 0, "")
+            log.put(logged(number, at=NOON + timedelta(hours=hour)))
+            log.flush()
+    assert counter.news() == Counter(uri).news() == News(len(hours), 0, "")
+
+
+def test_a_log_that_forgets_is_no_news(uri):
+    counter = Counter(uri)
+    with RequestLog(uri) as log:
+        for number in range(5):
+            log.put(logged(number, at=NOON + timedelta(days=number)))
+    before = counter.news()
+    with transaction(open_database(uri)) as connection:
+        connection.execute(delete(REQUESTS).where(REQUESTS.c.request.in_(["r000000", "r000001"])))
+    assert counter.news() == before

@@ -74,7 +74,7 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
     from luthier.serving.keys import ADMIN_VARIABLE
     from luthier.serving.parameters import ServingParameters, experiment_file, keep_experiment
     from luthier.watching.canary import WHO, check_candidate, plan, share_of, watch
-    from luthier.watching.loop import news_if_any
+    from luthier.watching.loop import Counter
     from luthier.watching.monitor import newest_of, run_monitoring
 
     monitoring = MonitoringParameters(**(parameters.get("monitoring") or {}))
@@ -99,7 +99,7 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
     with _ended_by_sigterm(), share_of(gateway, key, experiment, keep):
         click.echo(f"Version {candidate.number} has {share:.4g} of the users: {experiment.id}.")
         until = time.monotonic() + hours * 3600
-        verdict = watch(look, partial(news_if_any, log_uri), experiment.id, monitoring.patience_seconds, until)
+        verdict = watch(look, Counter(log_uri).news_if_any, experiment.id, monitoring.patience_seconds, until)
     click.echo(f"{verdict.outcome.capitalize()}: {verdict.why}")
     if verdict.outcome != "promote":
         registry.note("end experiment", verdict.why)

@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from luthier.errors import UserError
-from luthier.serving.records.tables import FEEDBACK, REQUESTS, existing_log, open_database
+from luthier.serving.records.tables import FEEDBACK, REQUESTS, existing_log, open_database, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,33 +20,59 @@ class News:
     """How much there is to see."""
 
     requests: int
+    """That have come, forgotten ones among them."""
     votes: int
     newest: str
     """When a vote was last cast or changed."""
 
 
-def news_of(uri: str) -> News | None:
-    """Count requests and votes; None while there is no log.
+class Counter:
+    """Counts requests and votes again and again: all requests once, from then on only those of the last days.
 
-    Args:
-        uri: of the request log.
+    A request is written when it is over, with the moment when it came: so one that is older than the newest may still come in.
     """
-    try:
-        with existing_log(open_database(uri)) as connection:
-            requests = connection.execute(select(func.count()).select_from(REQUESTS)).scalar_one()
-            votes, newest = connection.execute(select(func.count(), func.max(FEEDBACK.c.updated_at)).select_from(FEEDBACK)).one()
-            return News(requests, votes, newest or "")
-    except UserError:
-        return None
+
+    def __init__(self, uri: str) -> None:
+        """Count nothing yet.
+
+        Args:
+            uri: of the request log.
+        """
+        self._uri, self._since, self._before = uri, "", 0
+
+    def news(self) -> News | None:
+        """Return how much there is; None while there is no log."""
+        try:
+            with existing_log(open_database(self._uri)) as connection:
+                requests = self._requests(connection)
+                votes, newest = connection.execute(
+                    select(func.count(), func.max(FEEDBACK.c.updated_at)).select_from(FEEDBACK)
+                ).one()
+                return News(requests, votes, newest or "")
+        except UserError:
+            return None
+
+    def news_if_any(self) -> News | None:
+        """Count as `news`; None, too, while the database is away, which is logged."""
+        try:
+            return self.news()
+        except Exception as error:
+            logger.error("The request log cannot be counted: %s", error)
+            return None
+
+    def _requests(self, connection: Connection) -> int:
+        newest = connection.execute(select(func.max(REQUESTS.c.at))).scalar_one()
+        if newest is None:
+            return self._before
+        a_day_ago, two_days_ago = (time_text(datetime.fromisoformat(newest) - timedelta(days=days)) for days in (1, 2))
+        if self._since <= two_days_ago:
+            self._before += _count(connection, REQUESTS.c.at >= self._since, REQUESTS.c.at < a_day_ago)
+            self._since = a_day_ago
+        return self._before + _count(connection, REQUESTS.c.at >= self._since)
 
 
-def news_if_any(uri: str) -> News | None:
-    """Count as `news_of`; None, too, while the database is away, which is logged."""
-    try:
-        return news_of(uri)
-    except Exception as error:
-        logger.error("The request log cannot be counted: %s", error)
-        return None
+def _count(connection: Connection, *of: ColumnElement[bool]) -> int:
+    return int(connection.execute(select(func.count()).select_from(REQUESTS).where(*of)).scalar_one())
 
 
 def watch(

@@ -22,7 +22,7 @@ from luthier.registry import Registry
 from luthier.remote import open_storage
 from luthier.watching.acts import Actor, HeldBackError, Limits
 from luthier.watching.gauges import Gauges
-from luthier.watching.loop import news_if_any, watch
+from luthier.watching.loop import Counter, watch
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Monitor:
         tell(f"It looks when {window} more requests have come, or {patience:g} s after anything else. Ctrl-C stops it.")
         self.show()
         try:
-            watch(self._look_safely, partial(news_if_any, log_uri), window, every, patience, stop)
+            watch(self._look_safely, Counter(log_uri).news_if_any, window, every, patience, stop)
         finally:
             server.shutdown()
             thread.join()

@@ -20,7 +20,7 @@ from luthier.serving.parameters import ServingParameters
 from luthier.serving.records.feedback import FeedbackRequest, FeedbackStore, read_feedback
 from luthier.serving.records.labels import read_labels
 from luthier.serving.records.log import RequestLog
-from luthier.serving.records.logged import read_requests
+from luthier.serving.records.logged import LoggedTexts, read_requests
 from tests.pipelines.monitoring.test_drift import own_messages
 from tests.serving.logs import NOON, logged, uri_of
 
@@ -64,13 +64,13 @@ def vote(uri, votes):
 
 def watched(folder, uri, parameters=PARAMETERS, serving=None):
     """Run all steps and return what they found."""
-    requests, votes = read_requests(uri), read_feedback(uri)
+    requests, votes, texts = read_requests(uri, texts=False), read_feedback(uri), LoggedTexts(uri)
     folders = FolderParameters(root=str(folder), base_models="", shards="", work=str(folder / "work"))
-    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows, DATA)
+    seen = observe.observe(requests, texts, parameters.drift.window, parameters.drift.windows, DATA)
     known = {"text": MESSAGES[600:], "characters": [len(text) for text in MESSAGES[600:]], "label": ["order", "refund"] * 300}
     reference = pd.DataFrame(known)
     drift = nodes.measure_drift(seen, reference, parameters)
-    live = nodes.measure_quality(requests, votes, serving or ServingParameters(), parameters, folders)
+    live = nodes.measure_quality(requests, texts, votes, serving or ServingParameters(), parameters, folders)
     experiments = nodes.analyse_experiment(requests, votes, serving or ServingParameters(), parameters, folders)
     decided = nodes.decide(drift, live, experiments)
     page, figure = nodes.report_monitoring(seen, drift, live, experiments, decided)
@@ -295,7 +295,7 @@ def test_an_empty_log_is_no_mistake(tmp_path):
 @given(first=st.integers(0, 400), more=st.integers(0, 200), subjects=st.integers(1, 500))
 def test_windows_stay_what_they_were_while_messages_come_in(first, more, subjects):
     rows = frame(first + more, subjects)
-    before, after = (observe.observe(some, 50, 30, DATA) for some in (rows.iloc[:first], rows))
+    before, after = (observe.observe(some, Said(), 50, 30, DATA) for some in (rows.iloc[:first], rows))
     whole = before[before["window"] >= 0]
     assert [after[name].head(len(whole)).tolist() for name in ("request", "window")] == [
         whole[name].tolist() for name in ("request", "window")
@@ -309,9 +309,17 @@ def test_windows_stay_what_they_were_while_messages_come_in(first, more, subject
 @given(size=st.integers(0, 600), most=st.integers(3, 8))
 def test_only_the_newest_windows_are_looked_at_and_they_are_the_same_ones(size, most):
     rows = frame(size, 600)
-    every, newest = (observe.observe(rows, 50, windows, DATA) for windows in (1_000, most))
+    every, newest = (observe.observe(rows, Said(), 50, windows, DATA) for windows in (1_000, most))
     pd.testing.assert_frame_equal(every.tail(len(newest)).reset_index(drop=True), newest)
     assert newest.loc[newest["window"] >= 0, "window"].nunique() == min(most, every.loc[every["window"] >= 0, "window"].nunique())
+
+
+class Said:
+    """What was said in the requests of `frame`."""
+
+    def of(self, requests):
+        prompts = [json.dumps([{"role": "user", "content": f"text {name}"}]) for name in requests]
+        return pd.DataFrame({"prompt": prompts, "answer": "{}"}, index=requests)
 
 
 def frame(size, subjects):
@@ -325,13 +333,34 @@ def frame(size, subjects):
             "shadow_of": pd.array([None] * size, "string"),
             "subject": pd.array([f"s{n * 7 % subjects}" for n in range(size)], "string"),
             "turns": pd.array([1] * size, "Int64"),
-            "prompt": pd.array([json.dumps([{"role": "user", "content": f"text {n}"}]) for n in range(size)], "string"),
             "prompt_characters": pd.array([6] * size, "Int64"),
             "pii": pd.array(["{}"] * size, "string"),
             "language": pd.array([None] * size, "string"),
-            "answer": pd.array(["{}"] * size, "string"),
         }
     )
+
+
+class Asked:
+    """Texts of a log that remember which were read."""
+
+    def __init__(self, uri):
+        self.texts, self.requests = LoggedTexts(uri), []
+
+    def of(self, requests):
+        self.requests += requests
+        return self.texts.of(requests)
+
+
+def test_of_the_texts_only_those_are_read_that_a_window_shows_or_a_label_judges(tmp_path):
+    uri = logged_messages(tmp_path, [message(f"text {number}") for number in range(400)])
+    requests = read_requests(uri, texts=False)
+    assert not {"prompt", "answer"} & set(requests.columns)
+    windows, labels = Asked(uri), Asked(uri)
+    seen = observe.observe(requests, windows, 50, 3, DATA)
+    assert windows.requests == seen["request"].tolist() == [f"r{number:06d}" for number in range(250, 400)]
+    assert seen["text"].tolist() == [f"text {number}" for number in range(250, 400)]
+    right = quality.labelled(requests, labels, {"r000007": "{}", "r000009": "{1}", "elsewhere": "{}"})
+    assert (labels.requests, right["right"].tolist()) == (["r000007", "r000009"], [True, False])
 
 
 def test_every_decision_says_what_to_do_next():

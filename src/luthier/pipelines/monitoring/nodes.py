@@ -13,16 +13,27 @@ from luthier.pipelines.monitoring.parameters import MonitoringParameters
 from luthier.pipelines.monitoring.subjects import subjects_of
 from luthier.serving.parameters import ServingParameters, experiment_file, running_experiment
 from luthier.serving.records.labels import read_labels
+from luthier.serving.records.logged import LoggedTexts
 from luthier.shards import Shards
 
 logger = logging.getLogger(__name__)
 
 
+def read_log(requests: pd.DataFrame, feedback: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the log once: every step after this one sees the same rows, whatever comes in meanwhile."""
+    logger.info("%s requests and %s votes are in the log", f"{len(requests):,}", f"{len(feedback):,}")
+    return requests, feedback
+
+
 def observe_requests(
-    requests: pd.DataFrame, split_records: Shards, data: DataParameters, parameters: MonitoringParameters
+    requests: pd.DataFrame,
+    request_texts: LoggedTexts,
+    split_records: Shards,
+    data: DataParameters,
+    parameters: MonitoringParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut the requests into windows, and lay the training messages beside them."""
-    seen = observe.observe(requests, parameters.drift.window, parameters.drift.windows, data)
+    seen = observe.observe(requests, request_texts, parameters.drift.window, parameters.drift.windows, data)
     windows, waiting = seen.loc[seen["window"] >= 0, "window"].nunique(), int((seen["window"] == -1).sum())
     logger.info("%s messages observed: %d windows, %d messages of the next", f"{len(seen):,}", windows, waiting)
     return seen, observe.reference_of(split_records, parameters.drift.reference_rows)
@@ -56,6 +67,7 @@ def measure_drift(observed: pd.DataFrame, reference: pd.DataFrame, parameters: M
 
 def measure_quality(
     requests: pd.DataFrame,
+    request_texts: LoggedTexts,
     feedback: pd.DataFrame,
     serving: ServingParameters,
     parameters: MonitoringParameters,
@@ -65,7 +77,7 @@ def measure_quality(
     settings = parameters.quality
     votes = quality.first_votes(feedback, settings.vote)
     labels = read_labels(folders.locate(settings.labels)) if settings.labels else {}
-    right = quality.labelled(requests, labels)
+    right = quality.labelled(requests, request_texts, labels)
     versions = quality.by_version(requests, votes, right)
     too_low: list[str] = []
     fallen: dict[str, Any] | None = None
@@ -88,7 +100,7 @@ def measure_quality(
     return {
         "requests": len(requests),
         "until": _time(requests["at"].max()) if len(requests) else None,
-        "checks": quality.checks(requests),
+        "checks": quality.checks(requests, request_texts),
         "versions": versions,
         "votes": len(votes),
         "labels": len(right),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from luthier.configuration import DataParameters
 from luthier.records import user_text
+from luthier.serving.records.logged import LoggedTexts
 from luthier.shards import Shards
 from luthier.text.pii import PLACEHOLDER
 from luthier.text.prepare import RowError, columns_of_template, render, strict_json
@@ -20,7 +21,7 @@ WEEKS = 4
 COLUMNS = ("request", "at", "version", "served", "subject", "text", "characters", "pii", "language", "label", "window")
 
 
-def observe(requests: pd.DataFrame, size: int, most: int, data: DataParameters) -> pd.DataFrame:
+def observe(requests: pd.DataFrame, texts: LoggedTexts, size: int, most: int, data: DataParameters) -> pd.DataFrame:
     """Return the messages that windows are made of.
 
     A window is `size` messages after each other. The first one begins with the first message after a Monday, four weeks before
@@ -31,6 +32,7 @@ def observe(requests: pd.DataFrame, size: int, most: int, data: DataParameters) 
 
     Args:
         requests: from `luthier.serving.records.logged.read_requests`, the oldest first.
+        texts: of these requests; those of the messages that are returned are read, and no others.
         size: of a window.
         most: windows; messages of older ones are left out, as each look takes its time for each.
         data: that the model was made from: it says what the label of an answer is.
@@ -49,13 +51,13 @@ def observe(requests: pd.DataFrame, size: int, most: int, data: DataParameters) 
     whole, number = len(rows) // size, np.arange(len(rows)) // size
     recent = number >= whole - most
     rows, number = rows[recent], number[recent]
-    texts = [_text_of(prompt) for prompt in rows["prompt"]]
+    said = texts.of(rows["request"].tolist())
     table = pd.DataFrame(
         {
             **{name: rows[name] for name in ("request", "at", "version", "served", "subject")},
-            **_features(texts),
+            **_features([_text_of(prompt) for prompt in said["prompt"]]),
             "language": rows["language"].to_numpy(object),
-            "label": pd.array([label_of(answer, data) for answer in rows["answer"]], dtype="string"),
+            "label": pd.array([label_of(answer, data) for answer in said["answer"]], dtype="string"),
             "window": np.where(number < whole, number, -1),
         }
     )

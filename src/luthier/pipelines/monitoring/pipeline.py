@@ -11,8 +11,14 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(
+                func=nodes.read_log,
+                inputs=["requests", "feedback"],
+                outputs=["logged_requests", "logged_votes"],
+                name="read_log",
+            ),
+            Node(
                 func=nodes.observe_requests,
-                inputs=["requests", "split_records", "params:data", settings],
+                inputs=["logged_requests", "request_texts", "split_records", "params:data", settings],
                 outputs=["observed_messages", "reference_messages"],
                 name="observe_requests",
             ),
@@ -24,13 +30,13 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 func=nodes.measure_quality,
-                inputs=["requests", "feedback", "params:serving", settings, "params:folders"],
+                inputs=["logged_requests", "request_texts", "logged_votes", "params:serving", settings, "params:folders"],
                 outputs="live_quality",
                 name="measure_quality",
             ),
             Node(
                 func=nodes.analyse_experiment,
-                inputs=["requests", "feedback", "params:serving", settings, "params:folders"],
+                inputs=["logged_requests", "logged_votes", "params:serving", settings, "params:folders"],
                 outputs="experiments",
                 name="analyse_experiment",
             ),

@@ -15,10 +15,13 @@ import pandas as pd
 from luthier.pipelines.monitoring.sequential import p_below
 from luthier.pipelines.monitoring.subjects import OURS
 from luthier.serving.records.labels import is_right
+from luthier.serving.records.logged import LoggedTexts
 from luthier.stats import wilson
 from luthier.text.pii import PLACEHOLDER
 
 _ODD = 0.01
+_PROMPTS_READ = 5_000
+"""Of the newest requests: if one of a hundred is no turns, so many show it."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +111,23 @@ def first_votes(votes: pd.DataFrame, name: str) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def labelled(requests: pd.DataFrame, labels: dict[str, Any]) -> pd.DataFrame:
+def labelled(requests: pd.DataFrame, texts: LoggedTexts, labels: dict[str, Any]) -> pd.DataFrame:
     """Return the answers whose label came: `version`, `served`, `right`.
 
     Answers with personal data are left out: in the log placeholders stand for it, in the label does not.
 
     Args:
         requests: from `luthier.serving.records.logged.read_requests`.
+        texts: of these requests; answers whose label came are read, and no others.
         labels: request -> right answer.
     """
     # who hung up has half an answer, which says nothing of the model
     whole = requests["error"].isna() | requests["error"].isin(OURS)
-    answered = requests["answer"].notna() & requests["shadow_of"].isna() & whole
-    known = requests[(answered & requests["request"].isin(list(labels))).to_numpy(bool)]
-    known = known[np.array([PLACEHOLDER.search(answer) is None for answer in known["answer"]], bool)]
-    right = [is_right(a, labels[r]) for a, r in zip(known["answer"].tolist(), known["request"].tolist(), strict=True)]
+    known = requests[(requests["shadow_of"].isna() & whole & requests["request"].isin(list(labels))).to_numpy(bool)]
+    answers = texts.of(known["request"].tolist())["answer"]
+    told = np.array([isinstance(answer, str) and PLACEHOLDER.search(answer) is None for answer in answers], bool)
+    known = known[told]
+    right = [is_right(a, labels[r]) for r, a in zip(known["request"].tolist(), answers[told].tolist(), strict=True)]
     columns = {"version": known["version"], "served": known["served"], "right": np.array(right, bool)}
     return pd.DataFrame(columns).reset_index(drop=True)
 
@@ -161,17 +166,23 @@ def _quantiles(values: "pd.Series[Any]") -> dict[str, float] | None:
     return {f"{q:g}": float(np.quantile(known, q)) for q in (0.5, 0.95)} if len(known) else None
 
 
-def checks(requests: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return what is wrong with the log itself: with more than one request in a hundred, figures that rest on it are too."""
+def checks(requests: pd.DataFrame, texts: LoggedTexts) -> list[dict[str, Any]]:
+    """Return what is wrong with the log itself: with more than one request in a hundred, figures that rest on it are too.
+
+    Args:
+        requests: from `luthier.serving.records.logged.read_requests`.
+        texts: of these requests; the newest prompts are read, and no others.
+    """
     shown = requests[requests["shadow_of"].isna().to_numpy(bool)]
     answered = shown[shown["error"].isna().to_numpy(bool)]
+    prompts = texts.of(shown["request"].tolist()[-_PROMPTS_READ:])["prompt"]
     told = {
-        "answers without a version": int(answered["version"].isna().sum()),
-        "answers without tokens": int(answered["completion_tokens"].isna().sum()),
-        "requests that took no time": int((shown["seconds"] <= 0).sum()),
-        "prompts that are no turns": sum(not _are_turns(prompt) for prompt in shown["prompt"].dropna()),
+        "answers without a version": (int(answered["version"].isna().sum()), len(shown)),
+        "answers without tokens": (int(answered["completion_tokens"].isna().sum()), len(shown)),
+        "requests that took no time": (int((shown["seconds"] <= 0).sum()), len(shown)),
+        "prompts that are no turns": (sum(not _are_turns(prompt) for prompt in prompts.dropna()), len(prompts)),
     }
-    return [{"check": name, "rows": count, "passed": count <= _ODD * len(shown)} for name, count in told.items()]
+    return [{"check": name, "rows": count, "passed": count <= _ODD * of} for name, (count, of) in told.items()]
 
 
 def _are_turns(prompt: str) -> bool:

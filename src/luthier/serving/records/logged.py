@@ -18,6 +18,9 @@ from luthier.text.prepare import Message
 if TYPE_CHECKING:
     import pandas as pd
 
+TEXTS = ("prompt", "answer")
+_IDS_AT_ONCE = 1_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRequest:
@@ -97,13 +100,14 @@ def _kinds(text: str) -> Iterator[str]:
         yield match[0][1:].rpartition("_")[0].lower()
 
 
-def read_requests(uri: str, since: datetime | None = None, until: datetime | None = None) -> "pd.DataFrame":
+def read_requests(uri: str, since: datetime | None = None, until: datetime | None = None, texts: bool = True) -> "pd.DataFrame":
     """Return the requests that came from `since` on and before `until`, in the order of their coming.
 
     Args:
         uri: of the log.
         since: with a time zone; None begins at the first.
         until: with a time zone; None ends at the last.
+        texts: whether with `prompt` and `answer`, which are most of a log's bytes; `LoggedTexts` reads those of some requests.
 
     Returns:
         the columns of `tables.REQUESTS`; `at` in UTC, `pii` and `prompt` as JSON text.
@@ -111,5 +115,30 @@ def read_requests(uri: str, since: datetime | None = None, until: datetime | Non
     Raises:
         UserError: if there is no such log.
     """
-    query = select(REQUESTS).where(*between(REQUESTS, "at", since, until)).order_by(REQUESTS.c.at, REQUESTS.c.request)
+    columns = [column for column in REQUESTS.columns if texts or column.name not in TEXTS]
+    query = select(*columns).where(*between(REQUESTS, "at", since, until)).order_by(REQUESTS.c.at, REQUESTS.c.request)
     return read_frame(open_database(uri), query)
+
+
+@dataclass(frozen=True)
+class LoggedTexts:
+    """What was said in the requests of a log, read when it is asked for: all of it together may be larger than the memory."""
+
+    uri: str
+    """Of the log."""
+
+    def of(self, requests: Sequence[str]) -> "pd.DataFrame":
+        """Return `prompt` (JSON text) and `answer` of requests, indexed by their ids, in the order that was asked for.
+
+        Null is what the log does not keep, or has forgotten.
+
+        Raises:
+            UserError: if there is no such log.
+        """
+        import pandas as pd
+
+        columns, database = [REQUESTS.c.request, *(REQUESTS.c[name] for name in TEXTS)], open_database(self.uri)
+        starts = range(0, max(1, len(requests)), _IDS_AT_ONCE)
+        queries = (select(*columns).where(REQUESTS.c.request.in_(requests[start : start + _IDS_AT_ONCE])) for start in starts)
+        parts = [read_frame(database, query) for query in queries]
+        return pd.concat(parts).set_index("request").reindex(list(requests))

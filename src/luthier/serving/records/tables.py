@@ -4,7 +4,7 @@ Times are texts of one form (ISO 8601, UTC, microseconds), so that their order i
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +65,7 @@ FEEDBACK = Table(
     Index("luthier_feedback_updated_at", "updated_at"),
 )
 
+_ROWS_AT_ONCE = 10_000
 _TIMES = ("at", "updated_at")
 _TYPES = {str: "string", int: "Int64", float: "Float64", bool: "boolean"}
 
@@ -182,9 +183,17 @@ def read_frame(database: Database, query: Select[Any]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    with existing_log(database) as connection:
-        rows = connection.execute(query).all()
     columns: list[Any] = list(query.selected_columns)
+    with existing_log(database) as connection:
+        # as Python's objects a whole log takes several times the memory of the frame
+        found = connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query)
+        parts = [_frame(rows, columns) for rows in found.partitions()]
+    return pd.concat(parts, ignore_index=True) if parts else _frame([], columns)
+
+
+def _frame(rows: Sequence[Any], columns: Sequence[Any]) -> "pd.DataFrame":
+    import pandas as pd
+
     found = {column.name: pd.Series([row[place] for row in rows], dtype=object) for place, column in enumerate(columns)}
     return pd.DataFrame({column.name: _typed(found[column.name], column) for column in columns})
 
