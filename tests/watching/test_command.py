@@ -1,10 +1,12 @@
 """`kedro monitor` as cron gives it: exit codes, an act that is done once, and mistakes that are told."""
 
 import json
+import shutil
 import socket
 
 import pytest
 from commands import kedro_in, output
+from mlflow import MlflowClient
 
 from luthier.registry import Registry
 from tests.pipelines.monitoring.test_nodes import MESSAGES, OTHER, logged_messages, message
@@ -24,12 +26,18 @@ def test_drift_starts_a_training_once_and_the_log_says_so(copied, server, monkey
     (copied / "conf/test/parameters_monitoring.yml").write_text(json.dumps(settings))
     assert kedro_in(copied, "promote", "1", "--force", "--reason", "a test", "--env", "test").returncode == 0
     logged_messages(folder, [message(text) for text in [*MESSAGES[:50], *(OTHER * 34)[:100]]])
+    # somebody has prepared other data since
+    prepared = copied / "data/03_primary/split_records"
+    (made_from,) = (path.name for path in prepared.iterdir())
+    shutil.copytree(prepared / made_from, prepared / "2099-01-01T00.00.00.000Z")
 
     once = kedro_in(copied, "monitor", "--once", "--env", "test")
     assert once.returncode == 3, output(once)
     assert "Decision: retrain" in output(once)
     assert "With --act this would follow: retrain" in output(once)
     assert seen == []
+    run = MlflowClient(f"sqlite:///{copied / 'mlflow.db'}").search_runs(["1"], "tags.`luthier.monitoring` = 'retrain'")[0]
+    assert run.data.tags["luthier.data.split_records"].split()[0] == made_from
 
     acting = kedro_in(copied, "monitor", "--once", "--act", "--env", "test")
     assert acting.returncode == 3, output(acting)

@@ -70,12 +70,13 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
     loader = configuration(env)
     parameters = parameters_of(loader, env)
     from luthier.configuration import FolderParameters
+    from luthier.data_versions.store import data_sets
     from luthier.pipelines.monitoring.parameters import MonitoringParameters
     from luthier.serving.keys import ADMIN_VARIABLE
     from luthier.serving.parameters import ServingParameters, experiment_file, keep_experiment
     from luthier.watching.canary import WHO, check_candidate, plan, share_of, watch
+    from luthier.watching.looks import Looks, rows_of
     from luthier.watching.loop import Counter
-    from luthier.watching.monitor import newest_of, run_monitoring
 
     monitoring = MonitoringParameters(**(parameters.get("monitoring") or {}))
     serving, folders = ServingParameters(**(parameters.get("serving") or {})), FolderParameters(**parameters["folders"])
@@ -88,11 +89,12 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
     if not key:
         raise UserError(f"{ADMIN_VARIABLE} is not set: the gateway asks for its administrator's key before it deals a share.")
     experiment = plan(candidate.number, share, datetime.now(UTC))
-    log_uri, data, root = serving.log.locate(folders, os.environ), str(loader["globals"]["data"]), project_root()
+    log_uri = serving.log.locate(folders, os.environ)
+    looks = Looks(project_root(), env, str(loader["globals"]["data"]), registry, rows_of(data_sets(loader["catalog"])))
 
     def look() -> list[Mapping[str, Any]]:
-        run_monitoring(root, env)
-        return list(newest_of(data, "experiments") or [])
+        looks.look()
+        return list(looks.newest("experiments") or [])
 
     gateway = url or monitoring.act.gateway or f"http://{serving.host}:{serving.port}"
     keep = partial(keep_experiment, experiment_file(folders), serving.experiment)

@@ -1,67 +1,57 @@
 """One look, or look after look: run the pipeline, show what it found, act if that is allowed."""
 
-import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import start_http_server
 
-from luthier import shared_run
 from luthier.errors import UserError
 from luthier.registry import Registry
-from luthier.remote import open_storage
 from luthier.watching.acts import Actor, HeldBackError, Limits
 from luthier.watching.gauges import Gauges
+from luthier.watching.looks import Looks
 from luthier.watching.loop import Counter, watch
 
 logger = logging.getLogger(__name__)
-
-LONGEST_LOOK = 900.0
-"""Seconds after which a run of the pipeline hangs."""
 
 
 class Monitor:
     """Looks, shows, acts."""
 
-    def __init__(self, registry: Registry, actor: Actor, limits: Limits | None, data: str) -> None:
+    def __init__(self, registry: Registry, actor: Actor, limits: Limits | None, looks: Looks) -> None:
         """Look at nothing yet.
 
         Args:
             registry: whose deployment log is shown.
             actor: does what was decided.
             limits: of acts; None says what would be done, and does nothing.
-            data: root of the catalog's data sets.
+            looks: run the pipeline.
         """
-        self._registry, self._actor, self._limits, self._data = registry, actor, limits, data
+        self._registry, self._actor, self._limits, self._looks = registry, actor, limits, looks
         self._gauges = Gauges()
 
     def look(self) -> dict[str, Any]:
-        """Run the pipeline in a process of its own, and return the decision.
+        """Run the pipeline, and return the decision.
 
         Raises:
             UserError: if it failed, or what was decided cannot be done.
         """
-        run_monitoring(self._actor.project, self._actor.env)
+        self._looks.look()
         self._gauges.looked(time.time())
         self.show()
-        decided: dict[str, Any] = newest_of(self._data, "monitoring_decision")
+        decided: dict[str, Any] = self._looks.newest("monitoring_decision")
         self._act(decided)
         return decided
 
     def show(self) -> None:
         """Show the newest findings that there are."""
-        _, evaluated = _files(self._data, "evaluation")
-        self._gauges.show(partial(newest_of, self._data), _utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
+        _, evaluated = self._looks.files("evaluation")
+        self._gauges.show(self._looks.newest, _utc_of(evaluated[-1].split("/")[-2]) if evaluated else None)
         self._gauges.deployments(self._registry.log.lines())
 
     def watch(
@@ -116,39 +106,6 @@ class Monitor:
         self._gauges.acts.labels(planned, "done").inc()
         self._gauges.deployments(self._registry.log.lines())
         logger.warning("Done, line %d of the deployment log: %s.", line.number, planned)
-
-
-def run_monitoring(project: Path, env: str | None) -> None:
-    """Run the pipeline in a process of its own.
-
-    Raises:
-        UserError: if it failed, or hangs.
-    """
-    command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring", *(["--env", env] if env else [])]
-    try:
-        done = subprocess.run(command, cwd=project, env=shared_run.without(os.environ), check=False, timeout=LONGEST_LOOK)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"The pipeline monitoring was ended: it took longer than {LONGEST_LOOK:,.0f} s.") from None
-    if done.returncode:
-        raise UserError("The pipeline monitoring failed; what it says stands above.")
-
-
-def newest_of(data: str, name: str) -> Any:
-    """Return the newest version of a JSON data set of its reports; None if there is none.
-
-    Args:
-        data: root of the catalog's data sets.
-        name: of the data set.
-    """
-    storage, files = _files(data, name)
-    return json.loads(storage.cat_file(files[-1])) if files else None
-
-
-def _files(data: str, name: str) -> tuple[Any, list[str]]:
-    """Return the versions of a JSON data set, the oldest first, and what they are stored in."""
-    path = f"{data}/08_reporting/{name}.json"
-    storage, place = open_storage(path if "://" in path else f"file://{path}")
-    return storage, sorted(storage.glob(f"{place}/*/*.json"))
 
 
 def _utc_of(version: str) -> datetime:
