@@ -29,6 +29,11 @@ def _tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
 
 
+def _untracked() -> list[str]:
+    """Resolve `${untracked:}`: the pipelines that LUTHIER_UNTRACKED names have no MLflow run; `kedro monitor` sets it."""
+    return os.environ.get("LUTHIER_UNTRACKED", "").split()
+
+
 HOOKS = (StorageHooks(), ParameterHooks(), SharedRunHooks(), LineageHooks(), SummaryHooks())
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {
@@ -36,5 +41,5 @@ CONFIG_LOADER_ARGS = {
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "mlflow": "soft", "globals": "soft"},
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
-    "custom_resolvers": {"data": _data, "project": _project, "tracking_uri": _tracking_uri},
+    "custom_resolvers": {"data": _data, "project": _project, "tracking_uri": _tracking_uri, "untracked": _untracked},
 }

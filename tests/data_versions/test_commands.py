@@ -13,6 +13,7 @@ from luthier.chain import trace
 from luthier.cli import cli
 from luthier.errors import UserError
 from luthier.reproduce import reproduce
+from tests.data_versions.stored import NEW, OLD
 
 LATER = "2999-01-01T00.00.00.000Z"
 BY_ID = "m-00020"
@@ -82,6 +83,14 @@ def test_old_versions_go_and_the_registered_model_still_leads_back(copied, told)
     assert left["tuned_model"] == before["tuned_model"]
     (version,) = client.search_model_versions("name='luthier'")
     assert trace(version.run_id, client).all_sources()
+
+
+def test_old_reports_of_the_monitor_go_though_mlflow_has_no_run_of_them(copied, told):
+    for version in (OLD, NEW):
+        folder = copied / "data/08_reporting/drift.json" / version
+        folder.mkdir(parents=True)
+        (folder / "drift.json").write_text("{}")
+    assert told(copied, "prune")["remove"] == [{"data_set": "drift", "version": OLD}]
 
 
 def test_a_version_brought_back_is_the_same_rows_and_leads_back(copied, kedro, told, tmp_path):

@@ -38,6 +38,13 @@ def test_drift_starts_a_training_once_and_the_log_says_so(copied, server, monkey
     assert seen == []
     run = MlflowClient(f"sqlite:///{copied / 'mlflow.db'}").search_runs(["1"], "tags.`luthier.monitoring` = 'retrain'")[0]
     assert run.data.tags["luthier.data.split_records"].split()[0] == made_from
+    quiet = kedro_in(copied, "run", "--pipeline", "monitoring", "--env", "test", LUTHIER_UNTRACKED="monitoring")
+    assert "Decision: retrain" in output(quiet)
+    told = kedro_in(copied, "run", "--pipeline", "monitoring", "--nodes", "log_monitoring", "--env", "test")
+    assert told.returncode == 0, output(told)
+    known = MlflowClient(f"sqlite:///{copied / 'mlflow.db'}").search_runs(["1"], "tags.`luthier.monitoring` = 'retrain'")
+    assert len(known) == 2
+    assert len(list((copied / "data/08_reporting/drift.json").iterdir())) == 2
 
     acting = kedro_in(copied, "monitor", "--once", "--act", "--env", "test")
     assert acting.returncode == 3, output(acting)

@@ -14,6 +14,7 @@ from luthier.errors import UserError
 
 if TYPE_CHECKING:
     from luthier.registry import Registry
+    from luthier.watching.looks import Looks
 
 PACKAGE = "luthier"
 
@@ -122,6 +123,19 @@ def open_registry(env: str | None, who: str | None = None) -> "Registry":
     name = mlflow["tracking"]["experiment"]["name"]
     log_uri = os.environ.get("LUTHIER_LOG_URI") or None
     return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, _check, who and f"{who}, {whoami()}")
+
+
+def open_looks(env: str | None, registry: "Registry") -> "Looks":
+    """Return what runs the pipeline monitoring of an environment."""
+    from luthier.data_versions.prepared import ROWS
+    from luthier.data_versions.store import data_sets
+    from luthier.pipelines.monitoring.pipeline import create_pipeline
+    from luthier.watching.looks import Looks
+
+    loader = configuration(env)
+    sets = {dataset.name: dataset for dataset in data_sets(loader["catalog"])}
+    reports = [sets[name] for name in sorted(create_pipeline().all_outputs() & sets.keys())]
+    return Looks(project_root(), env, str(loader["globals"]["data"]), registry, sets[ROWS], reports)
 
 
 def _check(package: Path, expected: str) -> None:

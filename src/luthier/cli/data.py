@@ -137,7 +137,8 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     """Remove versions that nobody needs, of DATA_SETS or of all, and old work in progress; say first what that would be.
 
     Kept are the newest version of each data set, all that a model with an alias was made from and with, what it takes to follow
-    any other registered model back and to make it again, what a run under way reads or makes, and what no run in MLflow made.
+    any other registered model back and to make it again, what a run under way reads or makes, and what no run in MLflow made but
+    for reports of the monitor.
     """
     from luthier.configuration import FolderParameters
     from luthier.data_versions.needs import PREVIOUS, needed_by_models, needed_by_runs_under_way, split_of
@@ -161,7 +162,7 @@ def prune(data_sets: tuple[str, ...], yes: bool, as_json: bool, env: str | None)
     by_number = {asked.shadow, *(variant.version for variant in asked.variants)}
     in_use = {model.manifest for model in models if model.aliases or model.number in by_number}
     work = unneeded_work(folders, cache_folder(), in_use)
-    planned = plan(chosen, needed, project.sessions, [] if data_sets else work)
+    planned = plan(chosen, needed, project.sessions | project.looks, [] if data_sets else work)
     rows, size = planned.by_name(), planned.bytes
     if yes:
         planned.carry_out()
@@ -361,6 +362,12 @@ class Project:
         from luthier.lineage import sessions_of
 
         return {session for run in self._runs for session in sessions_of(run.data.tags)}
+
+    @property
+    def looks(self) -> set[str]:
+        """The versions of the monitor's reports: of most of its looks MLflow has no run."""
+        made = self._rooms["monitoring"].all_outputs()
+        return {version for dataset in self.sets if dataset.name in made for version in dataset.versions()}
 
     @cached_property
     def models(self) -> dict[int, str]:

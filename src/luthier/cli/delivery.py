@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from luthier.cli.common import Command, cli, configuration, env_option, open_registry, parameters_of, project_root
+from luthier.cli.common import Command, cli, configuration, env_option, open_looks, open_registry, parameters_of, project_root
 from luthier.errors import UserError
 
 BEGUN_BY = "luthier.begun_by"
@@ -70,12 +70,10 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
     loader = configuration(env)
     parameters = parameters_of(loader, env)
     from luthier.configuration import FolderParameters
-    from luthier.data_versions.store import data_sets
     from luthier.pipelines.monitoring.parameters import MonitoringParameters
     from luthier.serving.keys import ADMIN_VARIABLE
     from luthier.serving.parameters import ServingParameters, experiment_file, keep_experiment
     from luthier.watching.canary import WHO, check_candidate, plan, share_of, watch
-    from luthier.watching.looks import Looks, rows_of
     from luthier.watching.loop import Counter
 
     monitoring = MonitoringParameters(**(parameters.get("monitoring") or {}))
@@ -90,7 +88,7 @@ def canary(ctx: click.Context, version: str, share: float, hours: float, url: st
         raise UserError(f"{ADMIN_VARIABLE} is not set: the gateway asks for its administrator's key before it deals a share.")
     experiment = plan(candidate.number, share, datetime.now(UTC))
     log_uri = serving.log.locate(folders, os.environ)
-    looks = Looks(project_root(), env, str(loader["globals"]["data"]), registry, rows_of(data_sets(loader["catalog"])))
+    looks = open_looks(env, registry)
 
     def look() -> list[Mapping[str, Any]]:
         looks.look()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from luthier.cli.common import Command, cli, configuration, env_option, open_registry, parameters_of, project_root
+from luthier.cli.common import Command, cli, configuration, env_option, open_looks, open_registry, parameters_of, project_root
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,11 +93,9 @@ def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: i
     loader = configuration(env)
     parameters = parameters_of(loader, env)
     from luthier.configuration import FolderParameters
-    from luthier.data_versions.store import data_sets
     from luthier.pipelines.monitoring.parameters import MonitoringParameters
     from luthier.serving.parameters import ServingParameters
     from luthier.watching.acts import WHO, Actor, Limits
-    from luthier.watching.looks import Looks, rows_of
     from luthier.watching.monitor import Monitor
 
     settings, serving = (
@@ -122,7 +120,7 @@ def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: i
             workflow=None if acts.workflow is None else acts.workflow.model_dump(),
         ),
         Limits(timedelta(hours=acts.cool_down_hours), acts.most_a_day) if act else None,
-        Looks(project_root(), env, str(loader["globals"]["data"]), registry, rows_of(data_sets(loader["catalog"]))),
+        open_looks(env, registry),
     )
     if once:
         decided = watching.look()

@@ -5,8 +5,9 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ logger = logging.getLogger(__name__)
 
 LONGEST_LOOK = 900.0
 """Seconds after which a run of the pipeline hangs."""
+LOOKS_KEPT = 100
+"""Whose reports stay."""
+_A_DAY = 86_400.0
+_UNTRACKED = {"LUTHIER_UNTRACKED": "monitoring"}  # read in conf/base/mlflow.yml
 
 
-@dataclass(frozen=True)
+@dataclass
 class Looks:
-    """Runs the pipeline monitoring, and finds what it found."""
+    """Runs the pipeline monitoring, and finds what it found.
+
+    A look every five minutes is a hundred thousand a year. So MLflow has a run of the first one, of one a day, and of each that
+    decides otherwise than the one before it; and of the reports the newest stay.
+    """
 
     project: Path
     """Where `kedro run` looks."""
@@ -37,6 +46,10 @@ class Looks:
     """Says which version is in production."""
     rows: DataSet
     """The records that models are made from."""
+    reports: Sequence[DataSet]
+    """What the pipeline makes."""
+    _tracked_at: float = field(default=-float("inf"), init=False)
+    _decided: tuple[Any, ...] = field(default=(), init=False)
 
     def look(self) -> None:
         """Compare the traffic with the data of the version in production.
@@ -45,7 +58,17 @@ class Looks:
             UserError: if the run failed, or hangs.
         """
         version = data_in_production(self.registry, self.rows)
-        self._run(*(["--load-versions", f"{ROWS}:{version}"] if version else []))
+        tracked = time.monotonic() - self._tracked_at >= _A_DAY
+        self._run(tracked, *(["--load-versions", f"{ROWS}:{version}"] if version else []))
+        decision = self.newest("monitoring_decision")
+        decided = tuple(decision[name] for name in ("decision", "experiment", "version"))
+        if not tracked and decided != self._decided:
+            tracked = True
+            self._run(tracked, "--nodes", "log_monitoring")
+        if tracked:
+            self._tracked_at = time.monotonic()
+        self._decided = decided
+        self._forget()
 
     def newest(self, name: str) -> Any:
         """Return the newest version of a JSON data set of the reports; None if there is none."""
@@ -58,9 +81,18 @@ class Looks:
         storage, place = open_storage(path if "://" in path else f"file://{path}")
         return storage, sorted(storage.glob(f"{place}/*/*.json"))
 
-    def _run(self, *options: str) -> None:
+    def _forget(self) -> None:
+        """Remove the reports of old looks."""
+        try:
+            for dataset in self.reports:
+                for version in dataset.versions()[LOOKS_KEPT:]:
+                    dataset.remove(version)
+        except OSError as error:  # the next look does it, or another monitor has done it: no reason not to act
+            logger.error("Old reports could not be removed: %s", error)
+
+    def _run(self, tracked: bool, *options: str) -> None:
         command = [sys.executable, "-m", "kedro", "run", "--pipeline", "monitoring", *(["--env", self.env] if self.env else [])]
-        environ = shared_run.without(os.environ)
+        environ = shared_run.without(os.environ) | ({} if tracked else _UNTRACKED)
         try:
             done = subprocess.run([*command, *options], cwd=self.project, env=environ, check=False, timeout=LONGEST_LOOK)
         except subprocess.TimeoutExpired:
@@ -98,8 +130,3 @@ def _data_of(registry: Registry, number: int) -> str | None:
         return data_of(registry.client.get_run(registry.resolve(number).run).data.tags)
     except (MlflowException, UserError):  # the run or the version was deleted, or it was registered without a run
         return None
-
-
-def rows_of(sets: Sequence[DataSet]) -> DataSet:
-    """Return the data set of the records that models are made from."""
-    return next(dataset for dataset in sets if dataset.name == ROWS)
