@@ -5,11 +5,12 @@ Answers are compact JSON, with the properties in the order of the schema: the fo
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from luthier.errors import UserError
@@ -31,7 +32,7 @@ def check_schema(schema: Any, parameter: str, named: str) -> None:
         raise UserError(
             f"{parameter}: {named} holds no schema that answers could be held to. Give one, or set {parameter} to false."
         )
-    why = LLMatcher.validate_grammar(_grammar(schema)) if isinstance(schema, Mapping) else "it is no JSON object"
+    why = LLMatcher.validate_grammar(grammar_of(schema)) if isinstance(schema, Mapping) else "it is no JSON object"
     if why:
         raise UserError(
             f"{parameter}: answers cannot be held to {named}, which llguidance cannot follow: {why}\n"
@@ -39,18 +40,23 @@ def check_schema(schema: Any, parameter: str, named: str) -> None:
         )
 
 
-def _grammar(schema: Mapping[str, Any]) -> str:
-    """Return the grammar of compact JSON that satisfies a schema."""
+def grammar_of(schema: Mapping[str, Any]) -> str:
+    """Return the grammar of compact JSON that satisfies a schema; it is not compiled yet."""
     compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
     grammar: str = LLMatcher.grammar_from_json_schema(dict(schema), defaults=compact)
     return grammar
+
+
+@lru_cache(maxsize=4)
+def _read_vocabulary(tokenizer: Any, ends: tuple[int, ...]) -> LLTokenizer:
+    return from_tokenizer(tokenizer, eos_token=list(ends))
 
 
 class JsonConstraint:
     """Holds every answer to one JSON Schema; give it to `luthier.generation.generate`."""
 
     def __init__(self, tokenizer: Any, schema: Mapping[str, Any]) -> None:
-        """Compile a schema, which takes seconds for a large vocabulary.
+        """Compile a schema. The first one of a tokenizer takes seconds, if its vocabulary is large.
 
         Args:
             tokenizer: the model's: a fast one, which knows the bytes of its tokens.
@@ -60,10 +66,10 @@ class JsonConstraint:
             UserError: if llguidance cannot follow the schema or the tokenizer.
         """
         try:
-            self._tokenizer = from_tokenizer(tokenizer, eos_token=end_tokens(tokenizer))
+            self._tokenizer = _read_vocabulary(tokenizer, tuple(end_tokens(tokenizer)))
         except ValueError as error:
             raise UserError(f"The answers of this model cannot be constrained: {error}") from error
-        self._first = LLMatcher(self._tokenizer, _grammar(schema), log_level=0)
+        self._first = LLMatcher(self._tokenizer, grammar_of(schema), log_level=0)
         if self._first.is_error():
             raise UserError(f"The JSON Schema cannot be a constraint: {self._first.get_error()}")
 

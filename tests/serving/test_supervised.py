@@ -65,6 +65,12 @@ async def pieces(engine, **options):
             yield chunk["choices"][0]["delta"].get("content") or ""
 
 
+async def refusal(engine, **options):
+    with pytest.raises(ApiError) as caught:
+        await engine.chat(body(**options))
+    return caught.value
+
+
 def test_it_answers_as_the_package_does_plain_and_streamed_and_survives_every_kill(package, monkeypatch):
     monkeypatch.setenv("LUTHIER_API_KEYS", "sk-nobody-elses-0123456789")
     model, tokenizer, _ = load_package(package[0], torch.float32)
@@ -111,6 +117,26 @@ def test_it_answers_as_the_package_does_plain_and_streamed_and_survives_every_ki
     asyncio.run(scenario())
 
 
+def test_schemas_that_would_compile_for_ever_are_refused_and_keep_nobody_waiting(package):
+    def patterns(last):
+        every = [{"type": "string", "pattern": f".*{letter}.*"} for letter in f"abcdefghijklmnopqrst{last}"]
+        return {"type": "json_schema", "json_schema": {"name": "x", "schema": {"allOf": every}}}
+
+    async def scenario():
+        async with supervised(package, silence=60.0) as engine:
+            endless = [asyncio.create_task(refusal(engine, response_format=patterns(last))) for last in "uvwxyz"]
+            # more than a worker has threads are at it
+            await asyncio.sleep(1)
+            assert (await engine.chat(body()))["choices"][0]["message"]["content"]
+            assert not all(task.done() for task in endless)
+            for error in await asyncio.gather(*endless):
+                assert (error.status, error.param) == (400, "response_format")
+                assert "fewer patterns" in error.message
+            assert engine.restarts == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_hangs_is_ended_and_who_asked_it_is_answered_by_the_next(package):
     async def scenario():
         async with supervised(package, silence=5.0) as engine:
@@ -129,11 +155,6 @@ def test_a_worker_that_hangs_is_ended_and_who_asked_it_is_answered_by_the_next(p
 
 
 def test_what_a_client_did_wrong_is_told_as_such_and_kills_nobody(package):
-    async def refusal(engine, **options):
-        with pytest.raises(ApiError) as caught:
-            await engine.chat(body(**options))
-        return caught.value
-
     async def scenario():
         async with supervised(package) as engine:
             pid = engine.pid

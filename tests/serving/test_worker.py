@@ -6,6 +6,8 @@ import pytest
 from sharp import sharp_tiny
 from starlette.testclient import TestClient
 
+from luthier.constrained import JsonConstraint
+from luthier.serving.engines.schemas import Schemas
 from luthier.serving.engines.worker import Loaded, create_app
 from luthier.serving.engines.worker_protocol import WorkerSettings
 from luthier.serving.parameters import LimitParameters
@@ -31,7 +33,9 @@ def client(tmp_path):
     )
     _, tokenizer = sharp_tiny(tmp_path)
     tokenizer.chat_template = ALTERNATES
-    app = create_app(Loaded(settings, SimpleNamespace(context=64), tokenizer, 8, lambda _: None))
+    app = create_app(
+        Loaded(settings, SimpleNamespace(context=64), tokenizer, 8, Schemas(lambda schema: JsonConstraint(tokenizer, schema)))
+    )
     return TestClient(app, raise_server_exceptions=False, headers={"Authorization": "Bearer k"})
 
 

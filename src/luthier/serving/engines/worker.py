@@ -15,9 +15,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -29,7 +28,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from luthier.artefacts import canonical_json
 from luthier.constrained import JsonConstraint
 from luthier.errors import UserError
 from luthier.serving.api.chat import ChatRequest, parse_chat
@@ -37,11 +35,9 @@ from luthier.serving.api.completion import DONE, Envelope, TokenLogprob, error_e
 from luthier.serving.api.errors import ApiError, bad_key, internal, invalid, without_places
 from luthier.serving.engines.batching import BatchingEngine, Event, Failed, TextPiece, Ticket
 from luthier.serving.engines.sampling import Sampling
+from luthier.serving.engines.schemas import Schemas
 from luthier.serving.engines.worker_protocol import Failure, Progress, Ready, WorkerSettings
 from luthier.serving.limits import read_body, while_connected
-
-SCHEMAS_KEPT = 32
-"""Schemas whose grammars are kept compiled."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,7 @@ class Loaded:
     engine: BatchingEngine
     tokenizer: Any
     max_new_tokens: int
-    constraint: Callable[[str], JsonConstraint]
-    """Compiles a JSON Schema, given as JSON."""
+    schemas: Schemas
 
 
 def load(settings: WorkerSettings) -> Loaded:
@@ -77,12 +72,11 @@ def load(settings: WorkerSettings) -> Loaded:
     )
     cut = settings.max_new_tokens or model.generation_config.max_new_tokens or engine.context // 2
 
-    @lru_cache(maxsize=SCHEMAS_KEPT)
-    def constraint(schema: str) -> JsonConstraint:
-        return JsonConstraint(tokenizer, json.loads(schema))
+    def compiled(schema: Mapping[str, Any]) -> JsonConstraint:
+        return JsonConstraint(tokenizer, schema)
 
     engine.start()
-    return Loaded(settings, engine, tokenizer, cut, constraint)
+    return Loaded(settings, engine, tokenizer, cut, Schemas(compiled))
 
 
 def create_app(loaded: Loaded) -> Starlette:
@@ -102,8 +96,9 @@ def create_app(loaded: Loaded) -> Starlette:
     async def completions(request: Request) -> Response:
         check(request)
         asked = parse_chat(await read_body(request, loaded.settings.limits), loaded.settings.limits)
-        prompt, sampling = await asyncio.to_thread(_understood, loaded, asked)
-        return _Answer(loaded, asked, prompt, sampling)
+        prompt = await asyncio.to_thread(_prompt, loaded, asked)
+        constraint = await while_connected(request.receive, _constraint(loaded, asked))
+        return _Answer(loaded, asked, prompt, _sampling(loaded, asked, prompt, constraint))
 
     async def told(_: Request, error: Exception) -> Response:
         known = error if isinstance(error, ApiError) else internal()
@@ -121,29 +116,40 @@ def create_app(loaded: Loaded) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _understood(loaded: Loaded, asked: ChatRequest) -> tuple[list[int], Sampling]:
-    """Return the prompt, and how it is to be answered. A new schema is compiled here, which takes a while.
+def _prompt(loaded: Loaded, asked: ChatRequest) -> list[int]:
+    """Return the tokens of the conversation.
 
     Raises:
-        ApiError: if the chat template refuses the conversation, or the schema cannot be a constraint.
+        ApiError: if the chat template refuses it.
     """
     from jinja2 import TemplateError
 
     from luthier.text.chat import encode_prompt
 
     try:
-        prompt = encode_prompt(loaded.tokenizer, asked.turns())
+        return encode_prompt(loaded.tokenizer, asked.turns())
     except TemplateError as error:  # such as of two turns of the user's in a row
         told = without_places(str(error)).rstrip(".")
         raise invalid(f"messages: the model's chat template refuses them: {told}.", "messages") from None
+
+
+async def _constraint(loaded: Loaded, asked: ChatRequest) -> JsonConstraint | None:
+    """Return what the answer is held to.
+
+    Raises:
+        ApiError: if the schema cannot be a constraint.
+    """
     schema = _schema(asked)
     try:
-        constraint = None if schema is None else loaded.constraint(canonical_json(schema))
+        return None if schema is None else await loaded.schemas.constraint(schema)
     except UserError as error:
         raise invalid(f"response_format: {error}", "response_format") from None
+
+
+def _sampling(loaded: Loaded, asked: ChatRequest, prompt: list[int], constraint: JsonConstraint | None) -> Sampling:
     # a request that says nothing gets what there is room for; one that says a number gets it or an error
     limit = asked.limit or max(1, min(loaded.max_new_tokens, loaded.engine.context - len(prompt)))
-    return prompt, Sampling(
+    return Sampling(
         max_tokens=limit,
         temperature=0.0 if asked.is_greedy else 1.0 if asked.temperature is None else asked.temperature,
         top_p=1.0 if asked.top_p is None or asked.is_greedy else asked.top_p,
