@@ -15,7 +15,9 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import sqlalchemy
@@ -890,6 +892,69 @@ def test_the_commands_say_what_is_missing(project, monkeypatch):
     for done, word in zip(told, words, strict=True):
         assert word in done.output
     assert (project / "mlflow.db").exists()
+
+
+@pytest.fixture
+def told(project, monkeypatch):
+    """Return a function that gives a command in this process, in a project around another MLflow, and returns what it prints."""
+    from click.testing import CliRunner
+    from kedro.framework.project import configure_project
+
+    from luthier.cli import cli
+
+    def give(command, tracking_uri, **variables):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        done = CliRunner().invoke(cli, command.split())
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit), done.exception
+        return done.output
+
+    configure_project("luthier")
+    monkeypatch.chdir(project)
+    # what a command sets for itself is gone after the test
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return give
+
+
+@pytest.mark.parametrize("command", ["models", "models --number champion", "promote 1", "lineage 1", "lineage 0123abcd"])
+def test_a_server_that_is_away_is_told_without_its_password(told, tmp_path, command):
+    printed = told(command, "http://me:secret@127.0.0.1:9/mlflow", LUTHIER_LOG_URI=f"sqlite:///{tmp_path}/log.db")
+    assert "MLflow at http://127.0.0.1:9/mlflow cannot be asked: [Errno 111] Connection refused" in printed
+    assert "MLFLOW_TRACKING_URI" in printed
+    assert "secret" not in printed
+    assert len(printed.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("command", ["models", "promote", "rollback", "lineage 1", "lineage 0123abcd"])
+def test_a_tracking_file_that_is_no_database_is_told(told, tmp_path, command):
+    (tmp_path / "notes.txt").write_text("this is no database, it is a page of notes\n" * 100)
+    printed = told(command, f"sqlite:///{tmp_path}/notes.txt")
+    assert "A database cannot be used: file is not a database" in printed
+    assert f"sqlite:///{tmp_path}/notes.txt" in printed
+    assert len(printed.splitlines()) <= 3
+
+
+def test_a_server_that_fails_is_soon_told(told, tmp_path, monkeypatch):
+    asked = []
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        printed = told("models --number 1", address, LUTHIER_LOG_URI=f"sqlite:///{tmp_path}/log.db")
+        server.shutdown()
+    assert f"MLflow at {address} cannot be asked" in printed
+    assert 1 < len(asked) <= 3
 
 
 if __name__ == "__main__":

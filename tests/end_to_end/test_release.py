@@ -169,8 +169,8 @@ def test_the_gate_tells_by_its_exit_code(own):
 
 def test_the_champion_is_followed_back_to_the_bytes_of_its_sources(own):
     sha256 = hashlib.sha256((own / RAW).read_bytes()).hexdigest()
-    chain = told("lineage", "champion", "--html", "chain.html").output
-    for text in (chain, Path("chain.html").read_text()):
+    chain = told("lineage", "champion", "--html", "pages/chain.html").output
+    for text in (chain, Path("pages/chain.html").read_text()):
         assert RAW.as_posix() in text
         assert sha256 in text
     found = json.loads(told("lineage", "2", "--json").stdout)

@@ -17,17 +17,37 @@ if TYPE_CHECKING:
     from luthier.watching.looks import Looks
 
 PACKAGE = "luthier"
+OPENED = "luthier.registry"
+"""Under which click's context holds the registry that the command opened."""
+RETRIES = "2"
+"""How often a command asks a server of MLflow's again: MLflow's own seven take minutes."""
 
 
 class Command(click.Command):
     """A command whose expected errors are messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit 1 with a message for a mistake of the user's."""
+        """Run the command; exit 1 with a message for a mistake of the user's, or a server that is away."""
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if (told := _trouble_of_registry(error, ctx)) is None:
+                raise
+            raise click.ClickException(told) from None
+
+
+def _trouble_of_registry(error: Exception, ctx: click.Context) -> str | None:
+    """Return what to tell of an error of the registry that a command opened."""
+    registry: Registry | None = ctx.meta.get(OPENED)
+    if registry is None:
+        return None
+    from luthier.registry.trouble import trouble_of
+
+    return trouble_of(error, registry.tracking_uri, registry.log.database.url.render_as_string())
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, name=PACKAGE)
@@ -107,8 +127,14 @@ def _log_to_stderr() -> None:
             handler.console = Console(stderr=True)
 
 
-def open_registry(env: str | None, who: str | None = None) -> "Registry":
-    """Open the registry that `kedro run --env` writes to, without making Kedro's context, which takes seconds."""
+def open_registry(env: str | None, who: str | None = None, lasting: bool = False) -> "Registry":
+    """Open the registry that `kedro run --env` writes to, without making Kedro's context, which takes seconds.
+
+    Args:
+        env: the environment.
+        who: who acts, if it is no person.
+        lasting: whether the command starts runs, which MLflow may leave alone for minutes.
+    """
     from luthier.quiet import quiet_trackers
     from luthier.registry import Registry, whoami
 
@@ -122,7 +148,12 @@ def open_registry(env: str | None, who: str | None = None) -> "Registry":
     # one experiment, one model: both carry the same name
     name = mlflow["tracking"]["experiment"]["name"]
     log_uri = os.environ.get("LUTHIER_LOG_URI") or None
-    return Registry(name, server["mlflow_tracking_uri"], log_uri, cache, _check, who and f"{who}, {whoami()}")
+    if not lasting:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
+    registry = Registry(name, server["mlflow_tracking_uri"], log_uri, cache, _check, who and f"{who}, {whoami()}")
+    if (ctx := click.get_current_context(silent=True)) is not None:
+        ctx.meta[OPENED] = registry
+    return registry
 
 
 def open_looks(env: str | None, registry: "Registry") -> "Looks":

@@ -98,13 +98,14 @@ def gate(ctx: click.Context, markdown: bool, as_json: bool, env: str | None) -> 
 @env_option
 def lineage(which: str, page: Path | None, as_json: bool, env: str | None) -> None:
     """Follow WHICH (a version, an alias, or a run) back to its source files and their hashes."""
+    from luthier.artefacts import write_atomically
     from luthier.chain import as_html, as_tree, trace
 
     registry = open_registry(env)
     run_id, title = _run_of(which, registry)
     found = trace(run_id, registry.client)
     if page is not None:
-        page.write_text(as_html(found, title), encoding="utf-8")
+        write_atomically(page, as_html(found, title))
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
@@ -129,7 +130,7 @@ def reproduce(ctx: click.Context, which: str, folder: Path | None, env: str | No
 
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: the second run needs a folder of its own.")
-    registry, root = open_registry(env), project_root()
+    registry, root = open_registry(env, lasting=True), project_root()
     before = trace(_run_of(which, registry)[0], registry.client)
     if (today := other_commit(before, root)) is not None:
         click.echo(f"The code is not that of the run: commit {today[:12]}, then {before.commit[:12]}.", err=True)

@@ -104,7 +104,7 @@ def monitor(ctx: click.Context, once: bool, act: bool, host: str | None, port: i
     )
     folders, acts = FolderParameters(**parameters["folders"]), settings.act
     log_uri = serving.log.locate(folders, os.environ)
-    registry = open_registry(env, who=WHO)
+    registry = open_registry(env, who=WHO, lasting=True)
     watching = Monitor(
         registry,
         Actor(
