@@ -83,7 +83,7 @@ def lay_out(folder: Path, key: str, ports: Ports, webhook: str) -> None:
     secret.write_text(key)
     alertmanager = folder / "alertmanager" / "alertmanager.yml"
     settings = yaml.safe_load(alertmanager.read_text())
-    settings["receivers"][0]["webhook_configs"][0]["url"] = webhook
+    settings["receivers"][0]["webhook_configs"] = [{"url": webhook, "send_resolved": True}]
     alertmanager.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 

@@ -3,10 +3,12 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 from commands import ROOT, require
+from observed import observe
 
 from luthier.serving.metrics import Metrics
 from luthier.serving.resources import Resources
@@ -27,7 +29,34 @@ def test_the_configurations_are_accepted(tmp_path):
     shutil.copytree(PROMETHEUS, tmp_path / "prometheus")
     (tmp_path / "prometheus" / "metrics.key").touch()
     tool("promtool", "check", "config", "prometheus.yml", cwd=tmp_path / "prometheus")
-    tool("amtool", "check-config", str(ROOT / "deploy/alertmanager/alertmanager.yml"))
+    # as `make observe` has it: Debian's amtool 0.25 does not know `url_file` yet, which Alertmanager 0.26 brought
+    observe.lay_out(tmp_path / "observe", "key", observe.Ports(), "http://127.0.0.1:9095/alerts")
+    tool("amtool", "check-config", str(tmp_path / "observe" / "alertmanager" / "alertmanager.yml"))
+
+
+def test_alerts_reach_the_address_that_whoever_deploys_must_give():
+    deploy = ROOT / "deploy"
+    (receiver,) = yaml.safe_load((deploy / "alertmanager/alertmanager.yml").read_text())["receivers"]
+    (webhook,) = receiver["webhook_configs"]
+    file = Path(webhook["url_file"])
+    assert "url" not in webhook
+
+    written = (deploy / "compose.yaml").read_text()
+    compose = yaml.safe_load(written)
+    assert file.name in compose["services"]["alertmanager"]["secrets"]
+    assert file.parent == Path("/run/secrets")
+    header = written.split("name: luthier")[0]
+    assert f"export {compose['secrets'][file.name]['environment']}=" in header
+
+    manifests = yaml.safe_load_all((deploy / "kubernetes/base/prometheus.yaml").read_text())
+    pods = [one["spec"]["template"]["spec"] for one in manifests if one["kind"] == "Deployment"]
+    (pod,) = (one for one in pods if one["containers"][0]["name"] == "alertmanager")
+    (volume,) = (one for one in pod["volumes"] if "secret" in one)
+    assert {"name": volume["name"], "mountPath": str(file.parent)} in pod["containers"][0]["volumeMounts"]
+    assert not volume["secret"].get("optional")
+    (item,) = volume["secret"]["items"]
+    assert item["path"] == file.name
+    assert f"--from-literal={item['key']}=" in (deploy / "kubernetes/base/kustomization.yaml").read_text().split("namespace:")[0]
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (PROMETHEUS / "tests").glob("*.yml")))
