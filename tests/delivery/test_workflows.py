@@ -190,6 +190,21 @@ def test_the_manifests_are_whole(overlay, tmp_path):
             assert policy["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"app": "gateway"}}}]
 
 
+def test_a_tag_that_is_not_the_version_is_refused_before_anything_is_published(tmp_path):
+    jobs = load("release.yml")["jobs"]
+    first = {name for name, job in jobs.items() if "needs" not in job}
+    assert not any("write" in jobs[name]["permissions"].values() for name in first)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "changelog.py", tmp_path / "scripts")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "1.2.3"\n')
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "All"], ["tag", "v1.2.3"], ["tag", "v1.2.4"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    for tag, passes in {"v1.2.3": True, "v1.2.4": False}.items():
+        runner = Runner(tmp_path, tmp_path / "runner", environment(), {"ref_name": tag}, {}, {})
+        assert all(runner.run_job("release.yml", name).success for name in first) == passes
+
+
 def test_the_changelog_names_what_came_since_the_version_before(tmp_path):
     def git(*arguments):
         who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
