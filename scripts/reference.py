@@ -189,6 +189,18 @@ def option_rows(command: click.Command) -> Iterator[tuple[str, str, str]]:
             yield f"`{', '.join(option.opts)}{takes}`", choices + linked(option.help or ""), default
 
 
+def sections_of(name: str, command: click.Command, heading: str) -> Iterator[str]:
+    """Yield the section of a command; of a group, also those of its commands, one level below."""
+    parts = [part.make_metavar(click.Context(command)) for part in command.params if isinstance(part, click.Argument)]
+    parts += ["COMMAND"] if isinstance(command, click.Group) else []
+    yield from (f"{heading} {name}\n", f"`{' '.join(['kedro', name, *parts])}`\n", f"{linked(command.help or '')}\n")
+    if rows := list(option_rows(command)):
+        yield from table(("option", "what it does", "default"), rows)
+    if isinstance(command, click.Group):
+        for inner, below in sorted(command.commands.items()):
+            yield from sections_of(f"{name} {inner}", below, f"{heading}#")
+
+
 def commands_page() -> str:
     """Return the page of all commands."""
     lines = [
@@ -198,12 +210,7 @@ def commands_page() -> str:
         "of `conf/`. Kedro's own commands (`viz`, `jupyter`, `catalog`, ...) are listed by `.venv/bin/kedro --help`.\n",
     ]
     for name, command in sorted(cli.commands.items()):
-        arguments = " ".join(
-            part.make_metavar(click.Context(command)) for part in command.params if isinstance(part, click.Argument)
-        )
-        lines += [f"## {name}\n", f"`kedro {name} {arguments}`".replace(" `", "`") + "\n", f"{linked(command.help or '')}\n"]
-        rows = list(option_rows(command))
-        lines += table(("option", "what it does", "default"), rows) if rows else []
+        lines += sections_of(name, command, "##")
     return "\n".join(lines).rstrip() + "\n"
 
 

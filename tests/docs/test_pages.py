@@ -183,6 +183,22 @@ def test_the_navigation_lists_every_page_once():
     assert sorted(pages(site["project"]["nav"])) == [page.relative_to(ROOT / "docs").as_posix() for page in SITE]
 
 
+def every_command(group, *names):
+    for name, command in group.commands.items():
+        yield " ".join((*names, name)), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, *names, name)
+
+
+@pytest.mark.parametrize(("name", "command"), every_command(cli), ids=str)
+def test_the_reference_shows_every_command_with_its_options(name, command):
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    section = re.search(rf"^##+ {name}\n(.*?)(?=^##|\Z)", page, re.M | re.S)
+    assert section, f"no section {name}"
+    for option in (one for one in command.params if isinstance(one, click.Option)):
+        assert f"`{', '.join(option.opts)}" in section[1]
+
+
 def test_the_reference_is_current():
     import reference
 
