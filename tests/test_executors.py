@@ -20,7 +20,7 @@ from tasks import fail, kill_myself, note_times, write
 from luthier import executors
 from luthier.artefacts import is_complete
 from luthier.errors import UserError
-from luthier.executors import LIBRARIES, SECONDS_KEPT, Executor, Task, key_of
+from luthier.executors import LIBRARIES, SECONDS_KEPT, Executor, Task, key_of, stored
 
 RUN = """
 import json, sys
@@ -216,10 +216,14 @@ def test_tables_and_arrays_are_named_by_what_they_hold(tmp_path):
     import numpy as np
 
     executor = Executor(tmp_path, "serial")
-    one, other = (executor.store("arrays", "x", {"x": np.arange(n)}) for n in (3, 4))
+    one, other = (executor.store("arrays", {"x": np.arange(n)}) for n in (3, 4))
     assert one != other
-    assert one == executor.store("arrays", "x", {"x": np.arange(3)})
-    assert list(np.load(one)["x"]) == [0, 1, 2]
+    assert one == executor.store("arrays", {"x": np.arange(3)})
+    found = stored(one)["x"]
+    assert list(found) == [0, 1, 2]
+    assert not found.flags.owndata  # mapped: the tasks of a machine share it
+    for array in (np.zeros((2, 0), np.uint64), np.array(["ä", "bc"]), np.array([], str), np.ones((2, 3), bool).T):
+        assert np.array_equal(stored(executor.store("arrays", {"a": array}))["a"], array)
 
 
 # what the steps import that changes no byte of their results

@@ -120,19 +120,21 @@ class Executor:
         os.utime(final)
         return Shards(final)
 
-    def store(self, step: str, name: str, arrays: Mapping[str, Any]) -> Path:
-        """Keep arrays that a map needs from all shards; the file is named by what they hold."""
+    def store(self, step: str, arrays: Mapping[str, Any]) -> Path:
+        """Keep arrays that a map needs from all shards, for `stored`; the folder is named by what they hold."""
         import numpy as np
 
         digest = hashlib.sha256()
         for key, array in sorted(arrays.items()):
-            digest.update(f"{key} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(f"{key} {array.dtype} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).data)
         final = self.folder / step / digest.hexdigest()[:32]
         if not is_complete(final):
             with suppress(FileExistsError), staged(final) as staging:
-                np.savez(staging / f"{name}.npz", **arrays)
+                for key, array in arrays.items():
+                    np.save(staging / f"{key}.npy", array)
         os.utime(final)
-        return final / f"{name}.npz"
+        return final
 
     def _run(self, function: Callable[..., None], missing: Mapping[Path, Task]) -> Iterator[Path]:
         workers = self.workers or cores()
@@ -150,6 +152,13 @@ class Executor:
             with suppress(FileNotFoundError):
                 if now - old.stat().st_mtime > SECONDS_KEPT:
                     shutil.rmtree(old, ignore_errors=True)
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Map arrays that an executor keeps into memory: the tasks of a machine share them, and read what they look at."""
+    import numpy as np
+
+    return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in folder.glob("*.npy")}
 
 
 @lru_cache(maxsize=1)

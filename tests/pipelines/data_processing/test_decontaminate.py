@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from tables import record, serial, split_records
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
 from luthier.executors import Executor
-from luthier.pipelines.data_processing.decontaminate import decontaminate, grams
+from luthier.pipelines.data_processing.decontaminate import _index, _References, decontaminate, grams
 from luthier.pipelines.data_processing.parameters import Decontaminate
 from luthier.records import CONTAMINATED, user_text
 from luthier.text.prepare import PromptSettings, ScrubSettings, conversation
@@ -195,3 +196,20 @@ def test_texts_share_a_gram_where_they_share_a_run_of_words(words, size):
     assert len(found) == len({tuple(own[n : n + size]) for n in range(max(1, len(own) - size + 1))}) if own else len(found) == 0
     if len(own) >= size:
         assert set(grams(" ".join(own[:size]), size).tolist()) <= set(found.tolist())
+
+
+@given(
+    sets=st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=9), min_size=1, max_size=3),
+    asked=st.lists(st.integers(0, 2**64 - 1)),
+)
+@settings(deadline=None, max_examples=40)
+def test_known_runs_are_those_of_any_set(tmp_path_factory, sets, asked):
+    folders = []
+    for own in sets:
+        folders.append(tmp_path_factory.mktemp("set"))
+        np.save(folders[-1] / "grams.npy", np.unique(np.array(own, np.uint64)))
+        np.save(folders[-1] / "owner.npy", np.zeros(len(set(own)), np.int32))
+    known = {gram for own in sets for gram in own}
+    hashes = np.array([*asked, *known, *(gram ^ 1 for gram in known)], np.uint64)
+    found = _References(_index(folders, serial()), folders).known(hashes)
+    assert found.tolist() == [gram in known for gram in hashes.tolist()]

@@ -225,7 +225,7 @@ def test_like_messages_stay_on_one_side_whatever_answers_come_later(tmp_path_fac
         executor = serial()
         parameters = Split(**shares, previous=str(previous) if previous else None)
         kept, _, clusters = deduplicate(
-            table_of(rows), Deduplicate(), executor, PreviousSplits(str(previous)) if previous else None
+            table_of(rows), Deduplicate(), executor, PreviousSplits.read(str(previous)) if previous else None
         )
         found, table = split(kept, clusters, parameters, seed, executor)
         return list(found.iter_rows()), table.folder
@@ -343,7 +343,7 @@ def test_of_an_earlier_version_no_record_moves_and_a_bridge_is_dropped(tmp_path)
     bridge = record(text_of(words[3:23]), name="bridge")
     copy = record(text_of([*words[30:49], "changed"]), name="copy")
     fresh = record("nothing that anybody has said before in this data set", name="fresh")
-    previous = PreviousSplits(str(table.folder))
+    previous = PreviousSplits.read(str(table.folder))
     more = table_of([*old, bridge, copy, fresh])
     kept, dropped, clusters = deduplicate(more, Deduplicate(), executor, previous)
     assert {row["id"]: row["kind"] for row in dropped.iter_rows()} == {"bridge": "bridge", "copy": "near"}
@@ -359,4 +359,4 @@ def test_a_table_of_another_kind_is_no_split_table():
     from luthier.errors import UserError
 
     with pytest.raises(UserError, match="is no split table"):
-        PreviousSplits(str(split_records([record("a"), record("b")]).folder))
+        PreviousSplits.read(str(split_records([record("a"), record("b")]).folder))

@@ -2,6 +2,7 @@
 
 import re
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,10 +10,11 @@ from tables import clustered, record, records, serial, shards
 
 from luthier.configuration import DataParameters
 from luthier.errors import UserError
+from luthier.executors import key_of, stored
 from luthier.pipelines.data_processing.croissant import COLUMNS
 from luthier.pipelines.data_processing.describe import label_deviation
 from luthier.pipelines.data_processing.parameters import Split
-from luthier.pipelines.data_processing.previous import SPLITS
+from luthier.pipelines.data_processing.previous import SPLITS, PreviousSplits, as_numbers
 from luthier.pipelines.data_processing.split import position, split
 from luthier.records import CLUSTERED, SPLIT_RECORD, SPLIT_TABLE
 
@@ -123,3 +125,58 @@ def test_records_that_stay_together_are_told_when_a_split_is_empty():
     rows = [row | {"cluster": "0" * 32} for row in rows_of(50)]
     with pytest.raises(UserError, match=r"none of them fell on .*\. 50 of them have messages so alike .*near_threshold"):
         divide(rows)
+
+
+HASHES = st.integers(0, 999).map(lambda number: key_of(str(number)))
+KNOWN = st.lists(
+    st.tuples(HASHES, HASHES, st.sampled_from([*SPLITS, None]), st.booleans()), max_size=20, unique_by=lambda row: row[0]
+)
+
+
+@given(st.lists(st.integers(0, 2**128 - 1).map(lambda number: f"{number:032x}")), st.integers(1, 5))
+@settings(deadline=None, max_examples=60)
+def test_hashes_become_the_numbers_that_python_reads(hashes, size):
+    chunks = [pa.array(hashes[start : start + size], pa.string()) for start in range(0, len(hashes), size)]
+    cut = [chunk.slice(1) for chunk in chunks]
+    for chunked in (chunks, cut):
+        column = pa.chunked_array(chunked, pa.string())
+        expected = [[int(text[:16], 16), int(text[16:], 16)] for text in column.to_pylist()]
+        assert as_numbers(column).tolist() == expected
+
+
+@given(known=KNOWN, more=st.lists(st.tuples(HASHES, HASHES), max_size=5), rows_per_shard=st.integers(1, 9))
+@settings(deadline=None, max_examples=60)
+def test_what_an_earlier_version_says_is_what_its_rows_say(known, more, rows_per_shard):
+    rows = [dict(zip(SPLIT_TABLE.names, row, strict=True)) for row in known]
+    earlier = PreviousSplits.read(str(shards(rows, SPLIT_TABLE, rows_per_shard).folder))
+    mapped = PreviousSplits(**stored(serial().store("previous_splits", vars(earlier))))
+    asked = [(content, cluster) for content, cluster, _, _ in known] + more
+    content, cluster = (as_numbers(pa.chunked_array([[row[at] for row in asked]], pa.string())) for at in (0, 1))
+    own = {row["content_hash"]: row["split"] for row in rows if row["kept"]}
+    of_cluster = {}
+    for row in sorted(rows, key=lambda row: row["content_hash"]):
+        if row["kept"]:
+            of_cluster.setdefault(row["cluster"], row["split"])
+    expected = [own.get(one) or of_cluster.get(other) for one, other in asked]
+    for found in (earlier, mapped):
+        assert found.split(content, cluster) == expected
+        assert found.kept(content).tolist() == [one in own for one, _ in asked]
+        assert found.cluster(content[: len(known)]).tolist() == cluster[: len(known)].tolist()
+
+
+def test_the_earlier_version_is_read_once_whatever_the_shards(monkeypatch):
+    _, table = divide(rows_of(40))
+    read, original = [], PreviousSplits.read
+    monkeypatch.setattr(PreviousSplits, "read", lambda path: read.append(path) or original(path))
+    divided, again = divide(rows_of(60), 1, Split(validation=0.1, test=0.2, previous=str(table.folder)), rows_per_shard=7)
+    assert len(divided.files) > 5
+    assert read == [str(table.folder)]
+    before = {row["content_hash"]: row["split"] for row in table.iter_rows()}
+    assert before.items() <= {row["content_hash"]: row["split"] for row in again.iter_rows()}.items()
+
+
+@pytest.mark.parametrize("wrong", ["0" * 31, "g" * 32, None])
+def test_a_split_table_with_a_hash_that_is_none_is_told(wrong):
+    table = shards([{"content_hash": wrong, "cluster": "0" * 32, "split": "train", "kept": True}], SPLIT_TABLE)
+    with pytest.raises(UserError, match=r"data_processing\.split\.previous: .* is no split table"):
+        PreviousSplits.read(str(table.folder))

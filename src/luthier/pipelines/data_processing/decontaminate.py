@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from luthier.artefacts import hash_of, hash_of_file
+from luthier.artefacts import hash_of
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
-from luthier.executors import Executor, Task
+from luthier.executors import Executor, Task, stored
 from luthier.pipelines.data_processing import shapes
 from luthier.pipelines.data_processing.messages import turns, user_texts
 from luthier.pipelines.data_processing.parameters import Decontaminate
@@ -174,12 +174,16 @@ def _write_references(out: Path, names: Sequence[str], texts: Sequence[tuple[str
     )
 
 
+def _bit(hashes: Hashes) -> Hashes:
+    return hashes >> np.uint64(64 - _BITS)
+
+
 @dataclass(frozen=True)
 class Index:
     """What must not be trained on, on disk: made of all shards, read by the workers."""
 
-    file: Path
-    """Arrays of all runs of words, sorted, and of whose they are."""
+    arrays: Path
+    """Folder of all runs of words, sorted, and of whose they are, named by what they hold."""
     sets: list[Path]
     """Folders with the names and answers of the items, one for each shard or file."""
     against: list[str]
@@ -188,21 +192,18 @@ class Index:
     """Length of the runs."""
 
     def decides(self) -> dict[str, Any]:
-        """Return what it decides of a result; the sets by name too, for answers and names of items are not in the file."""
+        """Return what it decides of a result; the sets by name too, for answers and names of items are not in the arrays."""
         sets = [folder.name for folder in self.sets]
-        return {"index": hash_of_file(self.file), "sets": sets, "of": self.against, "words": self.words}
+        return {"index": self.arrays.name, "sets": sets, "of": self.against, "words": self.words}
 
 
 class References:
     """All runs of words that must not be trained on, sorted, with their owners."""
 
     def __init__(self, index: Index) -> None:
-        """Read an index."""
-        found = np.load(index.file)
-        self.grams, self.owner, self.folder = found["grams"], found["owner"], found["folder"]
-        # most runs of words stand nowhere here: a bit a hash says so ten times faster than a search
-        self._bits = np.zeros(1 << _BITS, bool)
-        self._bits[self._bit(self.grams)] = True
+        """Open an index."""
+        found = stored(index.arrays)
+        self.grams, self.owner, self.folder, self._bits = (found[name] for name in ("grams", "owner", "folder", "bits"))
         self.index = index
         self._tables: dict[int, list[dict[str, Any]]] = {}
 
@@ -220,7 +221,9 @@ class References:
 
     def known(self, found: Hashes) -> NDArray[np.bool_]:
         """Tell which hashes stand here."""
-        known = self._bits[self._bit(found)]
+        # most runs of words stand nowhere here: a bit a hash says so ten times faster than a search
+        bit = _bit(found)
+        known = (self._bits[bit >> np.uint64(3)] >> (bit & np.uint64(7)).astype(np.uint8) & 1).astype(bool)
         asked = found[known]
         place = np.searchsorted(self.grams, asked)
         place[place == len(self.grams)] = 0
@@ -231,9 +234,6 @@ class References:
         """Return the share of a text's runs that stand here."""
         own = grams(text, self.index.words)
         return float(self.known(own).mean()) if len(own) else 0.0
-
-    def _bit(self, hashes: Hashes) -> Hashes:
-        return hashes >> np.uint64(64 - _BITS)
 
     def item(self, folder: int, owner: int) -> dict[str, Any]:
         """Return name and answer of an item."""
@@ -357,9 +357,13 @@ def reference_index(
 
 
 def _index(sets: Sequence[Path], executor: Executor) -> Path:
+    """Keep the runs of all sets, sorted, with the set and the number of their items, and a bit for each hash that begins one."""
     found = [np.load(folder / "grams.npy") for folder in sets]
     owners = np.concatenate([np.load(folder / "owner.npy") for folder in sets])
     folder = np.repeat(np.arange(len(sets)), [len(own) for own in found]).astype(np.int32)
     every = np.concatenate(found)
     order = np.argsort(every, kind="stable")
-    return executor.store("reference_index", "index", {"grams": every[order], "owner": owners[order], "folder": folder[order]})
+    bits = np.zeros(1 << _BITS, bool)
+    bits[_bit(every)] = True
+    arrays = {"grams": every[order], "owner": owners[order], "folder": folder[order]}
+    return executor.store("reference_index", arrays | {"bits": np.packbits(bits, bitorder="little")})

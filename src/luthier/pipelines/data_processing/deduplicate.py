@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from luthier.artefacts import canonical_json, hash_of_file
-from luthier.executors import Executor, Task, key_of
+from luthier.artefacts import canonical_json
+from luthier.executors import Executor, Task, key_of, stored
 from luthier.pipelines.data_processing.messages import turns, user_texts
 from luthier.pipelines.data_processing.parameters import Deduplicate
 from luthier.pipelines.data_processing.previous import PreviousSplits
@@ -86,7 +86,7 @@ def sign_shard(out: Path, file: Path, permutations: int, bands: int) -> None:
 
 def find_pairs(out: Path, band: int, folders: list[Path], alive: Path, least: float) -> None:
     """Write the pairs that share a band and whose signatures look similar enough: shape (pairs, 2), the lower one first."""
-    rows = np.flatnonzero(np.load(alive)["alive"])
+    rows = np.flatnonzero(stored(alive)["alive"])
     count = len(np.load(folders[0] / "bands.npy", mmap_mode="r"))
     keys = _column(folders, band)[rows]
     # neighbours in a crowded bucket are those that share the next band too, and of equal messages those with like answers
@@ -212,7 +212,7 @@ def keep_shard(out: Path, file: Path, signed: Path, verdict: Path) -> None:
     """Write the records that stay, with content hash and cluster, and the duplicates (schema `records.DUPLICATE`)."""
     table = pq.read_table(file)
     content = _hex(np.load(signed / "content.npy"))
-    fate = np.load(verdict)
+    fate = stored(verdict)
     clusters = _hex(fate["cluster"])
     table = table.append_column("content_hash", pa.array(content, pa.string()))
     table = table.append_column("cluster", pa.array(clusters, pa.string()))
@@ -295,9 +295,9 @@ def _near(
     # three standard deviations below the threshold: what is lost there is a pair in a thousand
     least = threshold - 3 * np.sqrt(threshold * (1 - threshold) / parameters.permutations)
     names = [folder.name for folder in signed]
-    mask = _stored(executor, "alive", alive=alive)
+    mask = _stored(executor, alive=alive)
     shared = {"folders": signed, "alive": mask, "least": float(least)}
-    decides = {"of": names, "alive": hash_of_file(mask), "least": float(least)}
+    decides = {"of": names, "alive": mask.name, "least": float(least)}
     bands = [Task(decides | {"band": band}, shared | {"band": band}) for band in range(parameters.bands)]
     found = executor.map("pair_records", find_pairs, bands)
     rows = np.unique(np.concatenate([np.unique(np.load(folder / "pairs.npy")) for folder in found]))
@@ -382,14 +382,13 @@ def _keep(
         survivors = survivors[kind != ""]
         fate = _stored(
             executor,
-            "verdict",
             kind=kind,
             cluster=verdict.cluster[own],
             similarity=verdict.similarity[own],
             survivor_id=np.array([names[row][1] for row in survivors.tolist()], dtype=str),
             survivor_key=np.array([names[row][0] for row in survivors.tolist()], dtype=str),
         )
-        decides = {"input": sha256, "signed": signed[shard].name, "verdict": hash_of_file(fate)}
+        decides = {"input": sha256, "signed": signed[shard].name, "verdict": fate.name}
         tasks.append(Task(decides, {"file": file, "signed": signed[shard], "verdict": fate}))
     parts = executor.map("deduplicate_records", keep_shard, tasks)
     kept, duplicates, clusters = (
@@ -411,6 +410,6 @@ def _names(records: Shards, starts: Numbers, rows: Numbers) -> dict[int, tuple[s
     return found
 
 
-def _stored(executor: Executor, name: str, **arrays: Any) -> Path:
+def _stored(executor: Executor, **arrays: Any) -> Path:
     """Keep arrays where tasks find them, named by their content."""
-    return executor.store("deduplicate_arrays", name, arrays)
+    return executor.store("deduplicate_arrays", arrays)

@@ -151,7 +151,7 @@ def deduplicate_records(
 ) -> tuple[Shards, Shards, Shards]:
     """Keep one record of each group of exact or near duplicates."""
     parameters = _located(parameters, folders)
-    previous = PreviousSplits(parameters.split.previous) if parameters.split.previous else None
+    previous = PreviousSplits.read(parameters.split.previous) if parameters.split.previous else None
     found = duplicates.deduplicate(records, parameters.deduplicate, _executor(parameters, folders), previous)
     _tell("de-duplicated", len(records), len(found[0]), f"{len(found[1]):,} duplicates")
     return found

@@ -7,9 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from luthier.artefacts import hash_of_file
 from luthier.errors import UserError
-from luthier.executors import Executor, Task
+from luthier.executors import Executor, Task, stored
 from luthier.pipelines.data_processing.parameters import Split
 from luthier.pipelines.data_processing.previous import SPLITS, PreviousSplits, as_numbers
 from luthier.records import SPLIT_RECORD, SPLIT_TABLE
@@ -30,23 +29,32 @@ def split_of(cluster: str, parameters: Split, seed: int) -> str:
     return "validation" if place < parameters.test + parameters.validation else "train"
 
 
-def split_shard(out: Path, file: Path, clusters: Path, parameters: Split, seed: int) -> None:
-    """Write the records with their split, and the part of the split table that belongs to this shard."""
-    previous = PreviousSplits(parameters.previous) if parameters.previous else None
+def split_shard(out: Path, file: Path, clusters: Path, earlier: Path | None, parameters: Split, seed: int) -> None:
+    """Write the records with their split, and the part of the split table that belongs to this shard.
 
-    def splits(content: list[str], cluster: list[str]) -> list[str]:
-        known = previous.split(as_numbers(content), as_numbers(cluster)) if previous else [None] * len(content)
-        return [old or split_of(name, parameters, seed) for old, name in zip(known, cluster, strict=True)]
+    Args:
+        out: an empty folder.
+        file: the records.
+        clusters: content hash, cluster and `kept` of the shard's records, dropped ones included.
+        earlier: the stored `PreviousSplits`, if there is an earlier version of the data.
+        parameters: shares.
+        seed: of the draw.
+    """
+    previous = PreviousSplits(**stored(earlier)) if earlier else None
+
+    def splits(table: pa.Table) -> list[str]:
+        content, cluster = table.column("content_hash"), table.column("cluster")
+        known = previous.split(as_numbers(content), as_numbers(cluster)) if previous else [None] * len(table)
+        return [old or split_of(name, parameters, seed) for old, name in zip(known, cluster.to_pylist(), strict=True)]
 
     records = pq.read_table(file)
-    names = splits(records.column("content_hash").to_pylist(), records.column("cluster").to_pylist())
-    records = records.append_column("split", pa.array(names, pa.string()))
+    records = records.append_column("split", pa.array(splits(records), pa.string()))
     records = records.append_column("provenance", pa.nulls(len(records), pa.string()))
     write_table(records.cast(SPLIT_RECORD), out / "records.parquet")
 
     everyone = pq.read_table(clusters)
-    content, cluster, kept = (everyone.column(name).to_pylist() for name in ("content_hash", "cluster", "kept"))
-    sides = [side if stayed else None for side, stayed in zip(splits(content, cluster), kept, strict=True)]
+    kept = everyone.column("kept").to_pylist()
+    sides = [side if stayed else None for side, stayed in zip(splits(everyone), kept, strict=True)]
     table = everyone.append_column("split", pa.array(sides, pa.string())).select(SPLIT_TABLE.names)
     write_table(table.cast(SPLIT_TABLE), out / "split_table.parquet")
 
@@ -58,12 +66,18 @@ def split(records: Shards, clusters: Shards, parameters: Split, seed: int, execu
         the records, and the split table (schema `records.SPLIT_TABLE`) for the next version of the data.
 
     Raises:
-        UserError: if no record falls on train or on test.
+        UserError: if no record falls on train or on test, or the earlier version's split table cannot be read.
     """
-    past = _hash_of_previous(parameters)
-    decides = {"parameters": parameters.model_dump(exclude={"previous"}), "previous": past, "seed": seed}
+    # read once: to read it for each shard would cost the square of the rows
+    earlier = executor.store("previous_splits", vars(PreviousSplits.read(parameters.previous))) if parameters.previous else None
+    decides = {
+        "parameters": parameters.model_dump(exclude={"previous"}),
+        "previous": earlier.name if earlier else None,
+        "seed": seed,
+    }
+    shared = {"earlier": earlier, "parameters": parameters, "seed": seed}
     tasks = [
-        Task(decides | {"input": [a, b]}, {"file": file, "clusters": other, "parameters": parameters, "seed": seed})
+        Task(decides | {"input": [a, b]}, shared | {"file": file, "clusters": other})
         for file, a, other, b in zip(records.files, records.hashes, clusters.files, clusters.hashes, strict=True)
     ]
     parts = executor.map("split_records", split_shard, tasks)
@@ -91,10 +105,3 @@ def _together(records: Shards) -> str:
         f" {largest} of them have messages so alike that they stay together, with different answers: "
         "raise data_processing.deduplicate.near_threshold if they are not alike."
     )
-
-
-def _hash_of_previous(parameters: Split) -> list[str]:
-    if not parameters.previous:
-        return []
-    path = Path(parameters.previous)
-    return [hash_of_file(file) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
