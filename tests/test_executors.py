@@ -216,14 +216,30 @@ def test_tables_and_arrays_are_named_by_what_they_hold(tmp_path):
     import numpy as np
 
     executor = Executor(tmp_path, "serial")
-    one, other = (executor.store("arrays", {"x": np.arange(n)}) for n in (3, 4))
+    one, other = executor.store("arrays", ({"x": np.arange(n)} for n in (3, 4)))
     assert one != other
-    assert one == executor.store("arrays", {"x": np.arange(3)})
+    assert [one] == executor.store("arrays", [{"x": np.arange(3)}])
     found = stored(one)["x"]
     assert list(found) == [0, 1, 2]
     assert not found.flags.owndata  # mapped: the tasks of a machine share it
     for array in (np.zeros((2, 0), np.uint64), np.array(["ä", "bc"]), np.array([], str), np.ones((2, 3), bool).T):
-        assert np.array_equal(stored(executor.store("arrays", {"a": array}))["a"], array)
+        (folder,) = executor.store("arrays", [{"a": array}])
+        assert np.array_equal(stored(folder)["a"], array)
+
+
+def test_old_arrays_are_forgotten_and_what_a_task_reads_is_not(tmp_path):
+    import numpy as np
+
+    executor = Executor(tmp_path, "serial")
+    old, read, asked = executor.store("arrays", ({"x": np.arange(n)} for n in range(3)))
+    past = time.time() - SECONDS_KEPT - 60
+    for out in (old, read, asked):
+        os.utime(out, (past, past))
+    stored(read)  # by a task of another run, which has been under way for long
+    executor.store("arrays", ({"x": np.arange(n)} for n in (2, 3)))
+    assert not old.exists()
+    assert list(stored(read)["x"]) == [0]
+    assert list(stored(asked)["x"]) == [0, 1]
 
 
 # what the steps import that changes no byte of their results

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from luthier.artefacts import hash_of, hash_of_file, is_complete, link, staged
+from luthier.artefacts import hash_of, hash_of_file, is_complete, link, mark_used, staged
 from luthier.errors import UserError
 from luthier.machine import cores
 from luthier.shards import Shards
@@ -120,8 +120,13 @@ class Executor:
         os.utime(final)
         return Shards(final)
 
-    def store(self, step: str, arrays: Mapping[str, Any]) -> Path:
-        """Keep arrays that a map needs from all shards, for `stored`; the folder is named by what they hold."""
+    def store(self, step: str, arrays: Iterable[Mapping[str, Any]]) -> list[Path]:
+        """Keep arrays that a map needs from all shards, for `stored`: a folder for each set, named by what it holds."""
+        outs = [self._store(step, own) for own in arrays]
+        self._forget(step, time.time())
+        return outs
+
+    def _store(self, step: str, arrays: Mapping[str, Any]) -> Path:
         import numpy as np
 
         digest = hashlib.sha256()
@@ -158,6 +163,7 @@ def stored(folder: Path) -> dict[str, Any]:
     """Map arrays that an executor keeps into memory: the tasks of a machine share them, and read what they look at."""
     import numpy as np
 
+    mark_used(folder)  # however long a map takes, what its tasks read is in use
     return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in folder.glob("*.npy")}
 
 

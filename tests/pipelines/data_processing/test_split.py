@@ -149,7 +149,8 @@ def test_hashes_become_the_numbers_that_python_reads(hashes, size):
 def test_what_an_earlier_version_says_is_what_its_rows_say(known, more, rows_per_shard):
     rows = [dict(zip(SPLIT_TABLE.names, row, strict=True)) for row in known]
     earlier = PreviousSplits.read(str(shards(rows, SPLIT_TABLE, rows_per_shard).folder))
-    mapped = PreviousSplits(**stored(serial().store("previous_splits", vars(earlier))))
+    (folder,) = serial().store("previous_splits", [vars(earlier)])
+    mapped = PreviousSplits(**stored(folder))
     asked = [(content, cluster) for content, cluster, _, _ in known] + more
     content, cluster = (as_numbers(pa.chunked_array([[row[at] for row in asked]], pa.string())) for at in (0, 1))
     own = {row["content_hash"]: row["split"] for row in rows if row["kept"]}

@@ -366,4 +366,5 @@ def _index(sets: Sequence[Path], executor: Executor) -> Path:
     bits = np.zeros(1 << _BITS, bool)
     bits[_bit(every)] = True
     arrays = {"grams": every[order], "owner": owners[order], "folder": folder[order]}
-    return executor.store("reference_index", arrays | {"bits": np.packbits(bits, bitorder="little")})
+    (index,) = executor.store("reference_index", [arrays | {"bits": np.packbits(bits, bitorder="little")}])
+    return index

@@ -39,6 +39,7 @@ from luthier.shards import Shards, write_table
 ALL_PAIRS_UP_TO = 16
 """Records in a bucket of which each is compared with each; in a larger one, each with the next ones in order."""
 NEIGHBOURS = 4
+ARRAYS = "deduplicate_arrays"
 
 
 def content_hash(messages: Any, rejected: Any = None) -> str:
@@ -295,7 +296,7 @@ def _near(
     # three standard deviations below the threshold: what is lost there is a pair in a thousand
     least = threshold - 3 * np.sqrt(threshold * (1 - threshold) / parameters.permutations)
     names = [folder.name for folder in signed]
-    mask = _stored(executor, alive=alive)
+    (mask,) = executor.store(ARRAYS, [{"alive": alive}])
     shared = {"folders": signed, "alive": mask, "least": float(least)}
     decides = {"of": names, "alive": mask.name, "least": float(least)}
     bands = [Task(decides | {"band": band}, shared | {"band": band}) for band in range(parameters.bands)]
@@ -375,27 +376,30 @@ def _keep(
     records: Shards, signed: list[Path], starts: Numbers, verdict: _Verdict, executor: Executor
 ) -> tuple[Shards, Shards, Shards]:
     names = _names(records, starts, np.unique(verdict.survivor[verdict.kind != ""]))
-    tasks = []
-    for shard, (file, sha256) in enumerate(zip(records.files, records.hashes, strict=True)):
-        own = slice(starts[shard], starts[shard + 1])
-        kind, survivors = verdict.kind[own], verdict.survivor[own]
-        survivors = survivors[kind != ""]
-        fate = _stored(
-            executor,
-            kind=kind,
-            cluster=verdict.cluster[own],
-            similarity=verdict.similarity[own],
-            survivor_id=np.array([names[row][1] for row in survivors.tolist()], dtype=str),
-            survivor_key=np.array([names[row][0] for row in survivors.tolist()], dtype=str),
-        )
-        decides = {"input": sha256, "signed": signed[shard].name, "verdict": fate.name}
-        tasks.append(Task(decides, {"file": file, "signed": signed[shard], "verdict": fate}))
+    fates = executor.store(ARRAYS, (_fate(verdict, slice(*shard), names) for shard in pairwise(starts)))
+    tasks = [
+        Task({"input": sha256, "signed": own.name, "verdict": fate.name}, {"file": file, "signed": own, "verdict": fate})
+        for file, sha256, own, fate in zip(records.files, records.hashes, signed, fates, strict=True)
+    ]
     parts = executor.map("deduplicate_records", keep_shard, tasks)
     kept, duplicates, clusters = (
         executor.table("deduplicate_records", [part / f"{name}.parquet" for part in parts])
         for name in ("records", "duplicates", "clusters")
     )
     return kept, duplicates, clusters
+
+
+def _fate(verdict: _Verdict, own: slice, names: dict[int, tuple[str, str]]) -> dict[str, NDArray[Any]]:
+    """Return what `keep_shard` needs to know of a shard's records."""
+    kind, survivors = verdict.kind[own], verdict.survivor[own]
+    found = [names[row] for row in survivors[kind != ""].tolist()]
+    return {
+        "kind": kind,
+        "cluster": verdict.cluster[own],
+        "similarity": verdict.similarity[own],
+        "survivor_id": np.array([identity for _, identity in found], dtype=str),
+        "survivor_key": np.array([key for key, _ in found], dtype=str),
+    }
 
 
 def _names(records: Shards, starts: Numbers, rows: Numbers) -> dict[int, tuple[str, str]]:
@@ -408,8 +412,3 @@ def _names(records: Shards, starts: Numbers, rows: Numbers) -> dict[int, tuple[s
             pairs = zip(table.column("key").to_pylist(), table.column("id").to_pylist(), strict=True)
             found.update(zip(own.tolist(), pairs, strict=True))
     return found
-
-
-def _stored(executor: Executor, **arrays: Any) -> Path:
-    """Keep arrays where tasks find them, named by their content."""
-    return executor.store("deduplicate_arrays", arrays)

@@ -68,8 +68,7 @@ def split(records: Shards, clusters: Shards, parameters: Split, seed: int, execu
     Raises:
         UserError: if no record falls on train or on test, or the earlier version's split table cannot be read.
     """
-    # read once: to read it for each shard would cost the square of the rows
-    earlier = executor.store("previous_splits", vars(PreviousSplits.read(parameters.previous))) if parameters.previous else None
+    earlier = _earlier(parameters, executor)
     decides = {
         "parameters": parameters.model_dump(exclude={"previous"}),
         "previous": earlier.name if earlier else None,
@@ -93,6 +92,14 @@ def split(records: Shards, clusters: Shards, parameters: Split, seed: int, execu
                 f"{_together(divided)}"
             )
     return divided, executor.table("split_records", [part / "split_table.parquet" for part in parts])
+
+
+def _earlier(parameters: Split, executor: Executor) -> Path | None:
+    """Keep what the earlier version's split table says: that each shard's task reads it would cost the square of the rows."""
+    if not parameters.previous:
+        return None
+    (folder,) = executor.store("previous_splits", [vars(PreviousSplits.read(parameters.previous))])
+    return folder
 
 
 def _together(records: Shards) -> str:
