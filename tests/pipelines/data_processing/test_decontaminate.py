@@ -12,7 +12,7 @@ from tables import record, serial, split_records
 from luthier.configuration import FolderParameters
 from luthier.errors import UserError
 from luthier.executors import Executor
-from luthier.pipelines.data_processing.decontaminate import _index, _References, decontaminate, grams
+from luthier.pipelines.data_processing.decontaminate import Index, References, _index, decontaminate, grams
 from luthier.pipelines.data_processing.parameters import Decontaminate
 from luthier.records import CONTAMINATED, user_text
 from luthier.text.prepare import PromptSettings, ScrubSettings, conversation
@@ -211,5 +211,5 @@ def test_known_runs_are_those_of_any_set(tmp_path_factory, sets, asked):
         np.save(folders[-1] / "owner.npy", np.zeros(len(set(own)), np.int32))
     known = {gram for own in sets for gram in own}
     hashes = np.array([*asked, *known, *(gram ^ 1 for gram in known)], np.uint64)
-    found = _References(_index(folders, serial()), folders).known(hashes)
+    found = References(Index(_index(folders, serial()), folders, [], 13)).known(hashes)
     assert found.tolist() == [gram in known for gram in hashes.tolist()]
