@@ -62,11 +62,19 @@ def test_what_a_later_step_would_miss_is_told_before_the_first_row(place, name):
 
 
 def test_all_that_is_wrong_is_told_at_once(place):
-    names = ("previous", "benchmark", "paraphrases", "presidio", "context")
+    def changes(names):
+        return {key: value for name in names for key, value in WRONG[name][0].items()}
+
+    files, models = ("previous", "benchmark", "paraphrases"), ("presidio", "context")
     with pytest.raises(UserError, match="no row was read") as error:
-        ingest(place, {key: value for name in names for key, value in WRONG[name][0].items()}, "gone.csv")
-    for told in [r"data\.path: there is no file gone\.csv", *(WRONG[name][1] for name in names)]:
+        ingest(place, changes(files + models), "gone.csv", ModelParameters(base="some-team/some-model"))
+    for told in [r"data\.path: there is no file gone\.csv", *(WRONG[name][1] for name in files)]:
         assert error.match(told)
+    assert "some-model" not in str(error.value)  # it may be large, and is not fetched for files that are not there
+    with pytest.raises(UserError, match="no row was read") as error:
+        ingest(place, changes(models))
+    for name in models:
+        assert error.match(WRONG[name][1])
 
 
 def test_a_base_that_cannot_be_trained_with_is_told(place):

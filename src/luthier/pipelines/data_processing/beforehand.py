@@ -1,6 +1,6 @@
 """What any step needs beside the rows, looked at before the first of them: what is wrong is told at once, not hours later."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from luthier.configuration import DataParameters, FolderParameters, ModelParameters
@@ -18,22 +18,27 @@ from luthier.text.presidio import check_recognizer
 def check_needs(
     data: DataParameters, model: ModelParameters, parameters: DataProcessingParameters, folders: FolderParameters
 ) -> None:
-    """Look for the base model and for every file that the parameters name.
+    """Look for every file that the parameters name, and then for the models: these may have to be fetched.
 
     Raises:
-        UserError: with all that is missing or cannot be used.
+        UserError: with all files that are missing or cannot be used, or all such models.
     """
-    checks: list[Callable[[], object]] = [
+    files: list[Callable[[], object]] = [
         partial(find_files, source.path, folders, optional=source.optional) for source in data.all_sources().values()
     ]
-    if parameters.scrub and parameters.scrub.presidio:
-        checks.append(partial(check_recognizer, parameters.scrub.presidio))
     if parameters.split.previous:
-        checks.append(partial(split_table_files, folders.locate(parameters.split.previous)))
-    checks += [partial(check_benchmark, path, data.user, folders) for path in parameters.decontaminate.benchmarks]
+        files.append(partial(split_table_files, folders.locate(parameters.split.previous)))
+    files += [partial(check_benchmark, path, data.user, folders) for path in parameters.decontaminate.benchmarks]
     if parameters.augment.paraphrases and not parameters.augment.is_off:
-        checks.append(partial(load_paraphrases, folders.locate(parameters.augment.paraphrases)))
-    checks.append(lambda: usable_tokenizer(resolve_base(model, folders), parameters.tokenise))
+        files.append(partial(load_paraphrases, folders.locate(parameters.augment.paraphrases)))
+    _refuse(files)
+    models: list[Callable[[], object]] = [lambda: usable_tokenizer(resolve_base(model, folders), parameters.tokenise)]
+    if parameters.scrub and parameters.scrub.presidio:
+        models.append(partial(check_recognizer, parameters.scrub.presidio))
+    _refuse(models)
+
+
+def _refuse(checks: Sequence[Callable[[], object]]) -> None:
     problems = [problem for check in checks if (problem := _problem(check))]
     if len(problems) > 1:
         told = "\n".join(problems).replace("\n", "\n  ")
