@@ -171,19 +171,23 @@ def _from_hub(name: str, revision: str | None) -> Base:
     return Base(name, folder, f"{name}@{folder.name}")
 
 
-def context_of(base: Base) -> int | None:
-    """Return how many tokens a base model can hold, prompt and answer together; None if nothing limits them.
+def text_config(base: Base) -> Any:
+    """Return the configuration of the part of a base model that reads and writes text, by transformers' names.
 
     Raises:
-        UserError: if its configuration cannot be read without running code of its own.
+        UserError: if it cannot be read without running code of its own.
     """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(base.folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def context_of(base: Base) -> int | None:
+    """Return how many tokens a base model can hold, prompt and answer together; None if nothing limits them."""
+    return getattr(text_config(base), "max_position_embeddings", None)
 
 
 def load_tokenizer(base: Base) -> Any:

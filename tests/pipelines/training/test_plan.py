@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from luthier import machine
 from luthier.errors import UserError
-from luthier.models import load_model
+from luthier.models import Base, load_model
 from luthier.pipelines.training import plan as planning
 from luthier.pipelines.training.batches import Order, steps_per_epoch
 from luthier.pipelines.training.examples import Measures
@@ -109,6 +109,14 @@ def test_targets_that_no_layer_has_are_refused_with_the_names_that_there_are(bas
 def test_full_training_trains_all(base):
     made = plan(base, method="full")
     assert made["trained_parameters"] == made["parameters"]
+
+
+def test_a_base_whose_configuration_has_other_names_is_planned_too(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50)).save_pretrained(tmp_path)
+    made = plan(Base("gpt", tmp_path, "gpt@1"), method="full")
+    assert made["trained_parameters"] == made["parameters"] > 0
 
 
 @pytest.mark.parametrize(

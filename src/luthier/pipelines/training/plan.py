@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UserError
 from luthier.machine import available_memory, resolve_precision, threads_per_process
-from luthier.models import Base
+from luthier.models import Base, text_config
 from luthier.pipelines.training.batches import Order, steps_per_epoch
 from luthier.pipelines.training.parameters import Lora, TrainingParameters
 
@@ -129,15 +129,15 @@ def make_plan(
 
     weights = count_parameters(base.folder)
     trained = weights if parameters.method == "full" else _adapter_parameters(base, parameters.lora)
-    config = _config(base)
+    config = text_config(base)
     weight_bytes = 2 if device == "cuda" and parameters.method == "lora" and precision == "bf16" else 4
     longest = int(train.lengths.max())
     micro = max(longest, min(parameters.micro_batch_tokens, parameters.batch_size * longest))
     # measured with SmolLM2 on a CPU, where 34 hidden-sized activations of 2 bytes would be the least (Korthikanti et al.
     # 2022, arXiv:2205.05198, table 2): per token, layer and hidden unit 60 bytes are kept for the backward pass, 80 in
     # fp32; to them come the logits of the supervised share in fp32 with their gradient, and the libraries
-    activations = micro * config["layers"] * config["hidden"] * (60 if precision == "bf16" else 80)
-    logits = micro * float(train.supervised.sum() / train.lengths.sum()) * config["vocabulary"] * 10
+    activations = micro * config.num_hidden_layers * config.hidden_size * (60 if precision == "bf16" else 80)
+    logits = micro * float(train.supervised.sum() / train.lengths.sum()) * config.vocab_size * 10
     memory = weights * weight_bytes + trained * 12 + activations + logits + GIB
     # every process holds all examples, in the machine's memory on a GPU too
     held = (train.memory() + validation.memory()) * parameters.processes
@@ -187,14 +187,6 @@ def make_plan(
         "estimated_seconds": round(flops / speed),
         "seed": seed,
     }
-
-
-def _config(base: Base) -> dict[str, int]:
-    import json
-
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    return {"layers": config["num_hidden_layers"], "hidden": config["hidden_size"], "vocabulary": config["vocab_size"]}
 
 
 def describe_plan(plan: dict[str, Any]) -> str:
