@@ -113,9 +113,10 @@ def test_examples_beyond_the_context_of_the_base_are_refused_before_the_first_ro
     with pytest.raises(UserError, match=told):
         run(records([5, 5]), narrow, max_tokens=65)
     folders = FolderParameters(root=str(tmp_path), base_models=str(tmp_path), shards=str(tmp_path / "shards"), work=str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}")
     with pytest.raises(UserError, match=told):
         ingest_rows(
-            DataParameters(path="nothing.jsonl"),
+            DataParameters(path="rows.jsonl"),
             ModelParameters(base="narrow"),
             DataProcessingParameters(tokenise=Tokenise(max_tokens=65)),
             folders,
