@@ -25,10 +25,10 @@ GOOD = {
 }
 
 
-def problems(values, folders=()):
+def problems(values, folders=(), overrides=None):
     """Return the lines of the error that the values cause."""
     with pytest.raises(UserError) as caught:
-        validate_parameters(values, PARAMETERS, list(folders))
+        validate_parameters(values, PARAMETERS, list(folders), overrides)
     first, *rest = str(caught.value).split("\n  ")
     assert "nothing was run" in first
     return rest
@@ -123,6 +123,23 @@ def test_the_strongest_folder_is_named_as_the_origin(tmp_path):
 def test_a_key_that_resembles_nothing_gets_the_list_of_known_ones():
     (line,) = problems(GOOD | {"evaluation": {"qqqq": 1}})
     assert "known keys: max_new_tokens" in line
+
+
+def test_a_key_within_a_list_or_a_named_block_is_told_with_its_line_and_the_known_ones(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/parameters.yml").write_text(
+        "monitoring:\n  experiment:\n    guardrails:\n      - {metric: errors, margin: 0.1}\n"
+        "      - metric: rating\n        lower_is_better: false\n        margin: 0.1\n"
+    )
+    rails = [{"metric": "errors", "margin": 0.1}, {"metric": "rating", "lower_is_better": False, "margin": 0.1}]
+    wrong = {"monitoring": {"experiment": {"guardrails": rails}}}
+    (line,) = problems(GOOD | wrong, [tmp_path / "base"])
+    assert line.startswith("base/parameters.yml:6  monitoring.experiment.guardrails.1.lower_is_better: unknown key")
+    assert "known keys: metric, margin" in line
+    (line,) = problems(GOOD | wrong, [tmp_path / "base"], wrong)
+    assert line.startswith("--params  ")
+    (line,) = problems(GOOD | {"data": {"sources": {"mine": {"path": "x", "wieght": 1}}, "user": "y"}})
+    assert "data.sources.mine.wieght: unknown key (did you mean 'weight'?)" in line
 
 
 @pytest.mark.parametrize("seed", [True, None, 1.5, "3"])

@@ -148,6 +148,10 @@ def _lines_of_keys(file: Path) -> dict[tuple[str, ...], int]:
             for key, value in node.value:
                 lines[(*path, str(key.value))] = key.start_mark.line + 1
                 walk(value, (*path, str(key.value)))
+        elif isinstance(node, yaml.SequenceNode):
+            for number, item in enumerate(node.value):
+                lines[(*path, str(number))] = item.start_mark.line + 1
+                walk(item, (*path, str(number)))
 
     walk(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())
     return lines
@@ -157,6 +161,8 @@ def _origin(path: tuple[str, ...], folders: list[Path], overrides: Mapping[str, 
     """Say which file and line set the key, the strongest overlay first; `--params` where the command line did."""
     given: Any = overrides
     for part in path:
+        if isinstance(given, list):
+            given = dict(zip(map(str, range(len(given))), given, strict=True))
         given = given.get(part) if isinstance(given, Mapping) else None
     if given is not None:
         return "--params"
@@ -170,15 +176,19 @@ def _origin(path: tuple[str, ...], folders: list[Path], overrides: Mapping[str, 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """Names of the fields that stand beside the last element of `path`."""
-    current: type[BaseModel] = model
+    blocks = [model]
     for part in path[:-1]:
-        field = current.model_fields.get(str(part))
-        kinds = () if field is None else get_args(field.annotation) or (field.annotation,)  # `Block | None` is a block too
-        blocks = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not blocks:
-            return []
-        current = blocks[0]
-    return list(current.model_fields)
+        fields = [block.model_fields[part] for block in blocks if part in block.model_fields]
+        if fields:  # otherwise it is a number in a list of blocks, or a name in a mapping of them
+            blocks = [block for field in fields for block in _blocks(field.annotation)]
+    return list(dict.fromkeys(name for block in blocks for name in block.model_fields))
+
+
+def _blocks(kind: Any) -> list[type[BaseModel]]:
+    """Return the models in a type: of `Block | None` and `list[Block]` that is `Block`."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [block for inner in get_args(kind) for block in _blocks(inner)]
 
 
 def _keys(value: Any, loc: tuple[int | str, ...]) -> Iterator[int | str]:
@@ -232,7 +242,7 @@ def validate_parameters(
                     problems.append(f"{'.'.join(map(str, path))}: is missing")
                 else:
                     key = (name, *_keys(values[name], detail["loc"]))
-                    message = detail["msg"][0].lower() + detail["msg"][1:]
+                    message = detail["msg"][0].lower() + detail["msg"][1:].replace("tuple", "list")  # as YAML has it
                     wrong.setdefault(key, [f"not {detail['input']!r}"]).insert(-1, message)
         problems += [f"{where(key)}: {', or '.join(messages)}, {value}" for key, (*messages, value) in wrong.items()]
     if problems:
